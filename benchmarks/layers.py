@@ -25,9 +25,6 @@ from moekit_dispatchers.auto.choices import CHOICES
 
 ONEDNN = "{use: fused, products: onednn}"
 DISPATCHERS = ("loop", "grouped", "textbook", "fused", ONEDNN, "auto")
-TARGETS = {"small": 1.5, "base": 1.03, "fine": 1.2, "many": 1.6, "tiny": 1.25}
-"""Of ``auto``."""
-
 MORE_ROUNDS = {"small": 8, "tiny": 2}
 """Times as many rounds, for shapes that take little time."""
 
@@ -53,7 +50,7 @@ def layers(shapes: Sequence[str], threads: int, rounds: int) -> tuple[measured.T
         rows = rows_of(result)
         peers += [name for name in rows if name not in (*names, "dense", *peers)]
         print(shape, {name: (round(row.ratio.best, 2), round(row.ratio.median, 2)) for name, row in rows.items()})
-        ours.append([shape, rows["dense"].ms, *(rows[name].ratio for name in names), TARGETS[shape]])
+        ours.append([shape, rows["dense"].ms, *(rows[name].ratio for name in names)])
         theirs.append((shape, rows))
     columns = {"shape": "`{}`", "dense, ms": "{:.1f}"} | {f"`{name}`": measured.RATIO for name in names}
     device = f"{threads} thread{'s'[: threads - 1]}"
@@ -62,7 +59,7 @@ def layers(shapes: Sequence[str], threads: int, rounds: int) -> tuple[measured.T
         "of the others. `onednn` is `{{use: fused, products: onednn}}`."
     )
     values = {name: rounds * more for name, more in MORE_ROUNDS.items()} | {"few": rounds}
-    first = measured.table(columns | {"target": "{}"}, ours, words=words, values=values, device=device)
+    first = measured.table(columns, ours, words=words, values=values, device=device)
     columns = {"shape": "`{}`"} | {f"`{name}`": measured.RATIO for name in ("auto", *peers)}
     second = measured.table(
         columns,

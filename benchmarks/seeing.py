@@ -29,12 +29,12 @@ from lightning.pytorch.callbacks import Callback
 from moekit import load
 from moekit import open as open_run
 from moekit.spec import dump
-from moekit.tables import save_tables
 from moekit.training.module import LitMoE
 from moekit.training.run.prepare import quiet
 from moekit_report.contents import contents
 from moekit_report.page import html_of
 from moekit_report.routing.module import RoutingRecorder
+from moekit_report.routing.writing import save_tables
 
 WARMUP = 6
 STEP = {"recipe": "`{}`", "ms, recorded": "{:.1f}", "ms, not recorded": "{:.1f}", "cost": "{:+.1%}"}

@@ -21,7 +21,7 @@ import yaml
 from moekit import load
 from moekit.params import ParameterCount, count_parameters
 from moekit.registry import current
-from moekit.spec.diffing import text_of
+from moekit.spec.dumping import text_of
 from moekit.spec.recipe import Paper, Recipe
 from moekit_plan.params_cli import READINGS, rounded, rounded_like
 

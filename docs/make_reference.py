@@ -80,7 +80,7 @@ def components_page() -> str:
                 f"[`{kind.name}`](#{anchor(kind)})",
                 str(len(registry.components(kind.name))),
                 kind.summary,
-                f"`{kind.spec_class().__module__}.{kind.spec_class().__name__}`",
+                f"`{kind.spec_class.__module__}.{kind.spec_class.__name__}`",
             ]
             for kind in kinds
         ],
@@ -119,7 +119,7 @@ def kind_sections(kind: Kind) -> Iterator[str]:
 
 def component_section(component: Component) -> str:
     """One component: what it is, its options, slots and capabilities."""
-    spec = component.spec_class()
+    spec = component.spec_class
     must = "".join(f", {name}: ..." for name in required(spec))
     target = component.target if isinstance(component.target, str) else import_string(component.target)
     about = [f"Source: {component.paper}."] if component.paper else []

@@ -28,12 +28,7 @@ KINDS = (
     ("tokenizer", "turns text into tokens and back", f"{CONTRACTS}:Tokenizer", ""),
     ("evaluator", "scores and pictures of a trained model, at the end of a run", f"{CONTRACTS}:Evaluator", ""),
     ("exporter", "writes a trained model for other programs: moekit export --format NAME", f"{CONTRACTS}:Exporter", ""),
-    (
-        "converter",
-        "makes a run's first weights out of another model's: start.convert",
-        f"{CONTRACTS}:Converter",
-        "",
-    ),
+    ("converter", "makes a run's first weights out of another model's: start.convert", f"{CONTRACTS}:Converter", ""),
     ("optimizer", "updates the weights", "torch.optim:Optimizer", "model"),
     ("schedule", "a function of the step that multiplies the learning rate", "", "total_steps"),
     ("callback", "is called by the Trainer during training", f"{LIGHTNING}.callbacks:Callback", ""),

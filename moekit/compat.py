@@ -10,20 +10,25 @@ One private method is overridden elsewhere: ``nn.Module._apply``, by ``moekit.co
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch import _foreach_copy_ as foreach_copy
+from torch import _foreach_div_ as foreach_div
+from torch import _foreach_mul_ as foreach_mul
+from torch import _foreach_norm as foreach_norm
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-__all__ = ["FakeTensorMode", "TorchDispatchMode", "tree_iter"]
+__all__ = ["FakeTensorMode", "TorchDispatchMode", "foreach_copy", "foreach_div", "foreach_mul", "foreach_norm"]
+__all__ += ["tree_iter"]  # foreach_… takes tensors of one device and dtype, and runs few kernels on a GPU
 
 HOST_READS = (DataDependentOutputException, DynamicOutputShapeException)
 """What ``FakeTensorMode`` raises when code reads a value on the host, or needs a shape that depends on one."""
@@ -67,26 +72,6 @@ def is_observed() -> bool:
 def is_transformed() -> bool:
     """Whether ``torch.func`` transforms what runs."""
     return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def foreach_norm(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The 2-norm of each tensor, 0-d, computed in ``dtype``; the tensors share a device and a dtype."""
-    return list(torch._foreach_norm(list(tensors), 2.0, dtype=dtype))
-
-
-def foreach_div(tensors: Sequence[Tensor], by: Tensor) -> None:
-    """Divides tensors in place by a 0-d tensor, all of one device and dtype; on a GPU, in few kernels."""
-    torch._foreach_div_(list(tensors), by)
-
-
-def foreach_mul(tensors: Sequence[Tensor], by: float) -> None:
-    """Multiplies tensors of one device and dtype in place; on a GPU, in few kernels."""
-    torch._foreach_mul_(list(tensors), by)
-
-
-def foreach_copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copies each source to its target; on a GPU, in few kernels."""
-    torch._foreach_copy_(list(targets), list(sources))
 
 
 def replace_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> None:

@@ -56,6 +56,7 @@ class Kind(Record):
     imports: Importable = ""
     plugin: str = ""
 
+    @property
     def spec_class(self) -> Any:
         """The base class of its specs.
 
@@ -63,14 +64,6 @@ class Kind(Record):
             PluginError: it cannot be imported.
         """
         return imported(self.spec, f"kind '{self.name}'", "its spec")
-
-    def contract(self) -> Any:
-        """The base class of what its targets make; None for any.
-
-        Raises:
-            PluginError: it cannot be imported.
-        """
-        return imported(self.makes, f"kind '{self.name}'", "what it makes") if self.makes else None
 
 
 class Offer(Record):
@@ -120,17 +113,13 @@ class Component(Offer):
         if not self.kind and not isinstance(self.spec, str):
             object.__setattr__(self, "kind", getattr(self.spec, "kind", ""))
 
+    @cached_property
     def spec_class(self) -> Any:
-        """The class of its options, imported if necessary, and checked: the attribute ``options``.
+        """The class of its options, imported if necessary, and checked.
 
         Raises:
             PluginError: it cannot be imported, or it is not a spec class of this kind.
         """
-        return self.options
-
-    @cached_property
-    def options(self) -> Any:
-        """The class that ``spec_class`` returns, found once; it raises the same."""
         spec = imported(self.spec, self, "its spec")
         check_spec_class(spec, self.kind, self)
         if isinstance(self.spec, str) and self.spec != (defined := f"{spec.__module__}:{spec.__qualname__}"):

@@ -46,7 +46,7 @@ def installed(*, disabled: Collection[str] = (), strict: bool = False) -> list[P
         if plugin.error is not None:
             raise PluginError(_unusable(plugin, plugin.error))
         for component in plugin.components:
-            component.spec_class()
+            _ = component.spec_class
     return plugins
 
 

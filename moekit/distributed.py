@@ -16,23 +16,24 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-_host_groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
+_host_groups: WeakKeyDictionary[dist.ProcessGroup, dict[str, dist.ProcessGroup]] = WeakKeyDictionary()
 
 
-def host_group() -> dist.ProcessGroup | None:
+def host_group(thread: str = "") -> dist.ProcessGroup | None:
     """The group of all ranks for values on the CPU, by gloo; None without a process group.
 
-    For the thread that trains alone: a thread that saves a checkpoint has a group of its own. The first call is
-    collective: where the default group is NCCL's, it makes another with the same timeout.
+    Each thread that is named has a group of its own; the one that trains has no name. The first call is collective: but
+    where the thread that trains has gloo's default group, it makes a group with the default group's timeout.
     """
     world = dist.group.WORLD
-    if not is_distributed() or world is None or dist.get_backend(world) == "gloo":
+    if not is_distributed() or world is None or (not thread and dist.get_backend(world) == "gloo"):
         return world
-    if world not in _host_groups:
+    groups = _host_groups.setdefault(world, {})
+    if thread not in groups:  # torch's default timeout may be longer than the run's
         group = dist.new_group(backend="gloo", timeout=timeout_of(world))
         assert isinstance(group, dist.ProcessGroup)
-        _host_groups[world] = group
-    return _host_groups[world]
+        groups[thread] = group
+    return groups[thread]
 
 
 def leave_process_group_at_exit() -> None:

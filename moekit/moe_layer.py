@@ -16,7 +16,7 @@ from moekit.contracts.returned import check_bias, check_dispatched, check_loss_t
 from moekit.errors import MoekitError
 from moekit.registry import build
 from moekit.routing import LossTerm, Routing, TokenChoice
-from moekit.spec.diffing import text_of
+from moekit.spec.dumping import text_of
 from moekit.spec.fields import ConflictError, Spec
 from moekit.spec.kinds import BalancerSpec, MoE, RouterSpec, balancer_conflicts
 

@@ -27,16 +27,8 @@ from moekit.spec.recipe import Recipe
 Reading = Literal["both", "without_input", "without_either"]
 
 PARTS: Final = (
-    "embedding",
-    "attention",
-    "dense ffn",
-    "routers",
-    "routed experts",
-    "shared experts",
-    "norms",
-    "head",
-    "biases",
-    "other",
+    *("embedding", "attention", "dense ffn", "routers", "routed experts", "shared experts"),
+    *("norms", "head", "biases", "other"),
 )
 """The parts of a model, in the order of the tables. ``biases``: the balancers' selection biases."""
 

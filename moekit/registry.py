@@ -148,7 +148,7 @@ class Registry:
         """
         cls = type(spec)
         component = self._by_spec.get(f"{cls.__module__}:{cls.__qualname__}")
-        if component is not None and component.options is cls:
+        if component is not None and component.spec_class is cls:
             return component
         if not getattr(cls, "kind", ""):
             raise PluginError(

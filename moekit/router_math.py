@@ -76,18 +76,3 @@ def first_top_k(key_TE: Tensor, k: int) -> Tensor:
         left_TE.scatter_(-1, picks[-1], -torch.inf)
         picks.append(left_TE.max(-1, keepdim=True).indices)
     return torch.cat(picks, -1)
-
-
-def top_two_sum(key_TE: Tensor) -> Tensor:
-    """The sum of the two largest keys of each row, -inf included. Rows are the last dimension.
-
-    A NaN counts as larger than any number. Not differentiable.
-    """
-    first_T1, index_T1 = key_TE.detach().max(-1, keepdim=True)
-    rest_TE = key_TE.detach().scatter(-1, index_T1, -torch.inf)
-    return (first_T1 + rest_TE.amax(-1, keepdim=True)).squeeze(-1)
-
-
-def above_inf(key_TE: Tensor) -> Tensor:
-    """The keys with -inf raised to the lowest finite number, so that -inf can mark experts that may not be chosen."""
-    return key_TE.clamp(min=torch.finfo(key_TE.dtype).min)

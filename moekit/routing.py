@@ -97,27 +97,14 @@ class Routing(ABC):
         smaller, and lowering all logits would "solve" a balance loss (Megatron-LM, issue 1545).
         """
         if self.sigmoid:
-            return self._of_valid(F.logsigmoid(self._of_valid(self.logits_TE)).softmax(-1))
-        scores_TE = self._of_valid(self.scores_TE)
+            return self.of_valid(F.logsigmoid(self.of_valid(self.logits_TE)).softmax(-1))
+        scores_TE = self.of_valid(self.scores_TE)
         sum_T1 = scores_TE.sum(-1, keepdim=True)
         return scores_TE / sum_T1.where(sum_T1 >= torch.finfo(sum_T1.dtype).tiny, 1)
 
-    def _of_valid(self, of_TE: Tensor) -> Tensor:
+    def of_valid(self, of_TE: Tensor) -> Tensor:
+        """The same values, 0 for padding."""
         return of_TE if self.valid_T is None else of_TE.masked_fill(~self.valid_T[:, None], 0)
-
-    def mean_score_BE(self, num_units: int, *, normalize: bool) -> Tensor:
-        """``P`` of balance losses, differentiable: per unit, each expert's summed affinity over **all** valid tokens.
-
-        It is divided by the number of valid tokens of all units, so that the sum over units is the mean over tokens.
-
-        Args:
-            num_units: B, equal runs of consecutive tokens that are balanced apart: sequences, or 1 for all tokens.
-            normalize: divide a token's affinities by their sum first (sigmoids need it; a softmax sums to 1 already).
-        """
-        scores_TE = self.share_TE() if normalize else self._of_valid(self.scores_TE)
-        T, E = scores_TE.shape
-        sum_BE = scores_TE.reshape(num_units, T // max(num_units, 1), E).sum(1)
-        return sum_BE / (max(T, 1) if self.valid_T is None else self.num_valid().clamp(min=1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,11 +202,6 @@ class Soft(Routing):
     def load_E(self) -> Tensor:
         """int64: the number of valid tokens, for each expert."""
         return self.num_valid().expand(self.num_experts).clone()
-
-
-def share_of(load_BE: Tensor, dtype: torch.dtype) -> Tensor:
-    """``f`` of balance losses: each expert's share of a unit's load; sums to 1, or to 0 for a unit without tokens."""
-    return load_BE.to(dtype) / load_BE.sum(-1, keepdim=True).clamp(min=1)
 
 
 def token_choice_of(routing: Routing, part: str) -> TokenChoice:

@@ -54,10 +54,7 @@ Pieces = Callable[[str], Iterable[Tensor]]
 
 
 def write_tensors(
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, str] | None = None,
-    pieces: Pieces | None = None,
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, pieces: Pieces | None = None
 ) -> Digest:
     """Writes a file and flushes it to the disk.
 

@@ -25,7 +25,6 @@ from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -34,7 +33,7 @@ from torch import Tensor
 from moekit.checkpoints.files import Retention, last_of, remove, temporary
 from moekit.checkpoints.format import Encoded, Manifest
 from moekit.checkpoints.safetensors_file import NAMES, Digest, Pieces, write_file, write_tensors
-from moekit.compat import timeout_of
+from moekit.distributed import host_group
 from moekit.errors import CheckpointError, SaveError
 from moekit.files import make_directory, sync_directory
 from moekit.shards import Dims, TensorShard, tiling_error
@@ -77,22 +76,6 @@ class Ranks:
         if self.group is not None:
             dist.all_gather_object(values, value, group=self.group)
         return values
-
-
-_gloo_groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
-
-
-def all_ranks() -> Ranks:
-    """All ranks of the run. Collective; their gloo group is cached per default process group and has its timeout."""
-    world = dist.group.WORLD
-    if not dist.is_initialized() or world is None:
-        return Ranks()
-    if world not in _gloo_groups:
-        # torch's default timeout may be longer than the run's.
-        group = dist.new_group(backend="gloo", timeout=timeout_of(world))
-        assert isinstance(group, dist.ProcessGroup)
-        _gloo_groups[world] = group
-    return Ranks(_gloo_groups[world])
 
 
 # ---- who writes what -------------------------------------------------------------------------------------------------
@@ -243,7 +226,7 @@ def save_tree(
 def begin(tree: Any, path: Path, step: int | None, retention: Retention | None) -> Save:
     """Stage 1: separates tensors from plain values and agrees who writes what."""
     encoded = Encoded(tree)
-    ranks = all_ranks() if encoded.sharded else Ranks()
+    ranks = Ranks(host_group("checkpoints") if encoded.sharded else None)
     if ranks.rank == 0:
         remove(temporary(path), strict=False)  # what is left there is overwritten, or named by no manifest
     return Save(path, step, encoded.plain, *assign_shards(encoded.shards, encoded.sharded, ranks), ranks, retention)

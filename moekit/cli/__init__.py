@@ -31,9 +31,8 @@ def main(argv: "Sequence[str] | None" = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        from moekit.cli import failure
-
-        return failure.interrupted()
+        print("\ninterrupted", file=sys.stderr)  # below the line on which Ctrl-C was typed
+        return 130  # 128 + SIGINT, as shells count
     except Exception as error:
         from moekit.cli import failure
 

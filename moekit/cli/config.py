@@ -1,4 +1,4 @@
-"""``moekit config``: print, validate or compare specs."""
+"""``moekit config``: print or validate specs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from moekit.cli import text
 from moekit.cli.verbs import actions_of
 from moekit.errors import MoekitError, Problem, UnknownName, nearest
 
-ACTIONS = ("print", "validate", "diff")
+ACTIONS = ("print", "validate")
 EXAMPLES = """\
   moekit config print deepseek_v3                                  every option, resolved
   moekit config print deepseek_v3 model.depth=8 --only model.moe   a part of it, with one option changed
   moekit config validate mine.yaml                                 all its mistakes in one report
   moekit config validate mine.yaml --deep                          also of classes of other libraries
-  moekit config diff jacobs1991 deepseek_v3                        how two papers differ
-  moekit config diff deepseek_v3 model.moe.router.top_k=4          what an override changes
 """
 
 
@@ -46,12 +44,8 @@ def run(args: argparse.Namespace) -> int:
             name, _ = one_name(command, args.sources)
             return _print(name, overrides, only=args.only, as_json=args.json)
         case "validate":
-            _expect(bool(names), command, names, "one name or more")
+            expect(bool(names), command, names, "one name or more")
             return _validate(names, overrides, deep=args.deep)
-        case "diff":
-            enough = len(names) == 2 or (len(names) == 1 and bool(overrides))
-            _expect(enough, command, names, "two names, or one name and overrides")
-            return _diff(names[0], names[-1], overrides)
     what = f"unknown action '{args.action}' (actions: {', '.join(_actions())})"
     raise UnknownName(Problem(what=what, nearest=nearest(args.action, _actions()), list_with="moekit config --help"))
 
@@ -72,11 +66,16 @@ def one_name(command: str, sources: Sequence[str]) -> tuple[str, list[str]]:
         MoekitError: there are several names, or none.
     """
     names, overrides = split(sources)
-    _expect(len(names) == 1, command, names, "one name, then key=value")
+    expect(len(names) == 1, command, names, "one name, then key=value")
     return names[0], overrides
 
 
-def _expect(holds: bool, command: str, names: list[str], what: str) -> None:
+def expect(holds: bool, command: str, names: list[str], what: str) -> None:
+    """Checks the names that a command got.
+
+    Raises:
+        MoekitError: ``holds`` is false: they are not ``what`` the command takes.
+    """
     if not holds:
         raise MoekitError(
             f"moekit {command}: expected {what}, got {', '.join(names) or 'none'}\n"
@@ -127,17 +126,3 @@ def _validate(names: list[str], overrides: list[str], *, deep: bool) -> int:
         else:
             print(f"{name}: valid")
     return 2 if wrong else 0
-
-
-def _diff(first: str, second: str, overrides: list[str]) -> int:
-    from moekit.spec import diff, load
-
-    changes = diff(load(first), load(second, overrides))
-    if not changes:
-        print("no difference")
-        return 0
-    title = " ".join([second, *overrides]) if first == second else second
-    rows = [("", first, title), *((c.path, *(side.replace("()", "") for side in c.sides())) for c in changes)]
-    head, *lines = text.table(rows, indent=0, fold=(1, 2))
-    print("\n".join([text.bold(head), *lines]))
-    return 0

@@ -4,10 +4,9 @@ VERBS = {
     "ls": "list recipes and components",
     "show": "explain a component or a recipe",
     "plugins": "list plugins, and why some failed",
-    "config": "print, validate or compare specs",
+    "config": "print or validate specs",
     "train": "train a recipe",
     "generate": "generate text with a trained language model",
-    "export": "write a trained model to one safetensors file, or in another format",
     "help": "list every verb, also those of plugins; or explain one",
 }
 """The verbs and their summaries, in the order of the first page. Each is a module of ``moekit.cli``."""

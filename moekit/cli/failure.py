@@ -9,7 +9,6 @@ import traceback
 from moekit.errors import MoekitError
 
 MISTAKE = 2
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
 NO_READER = 141  # 128 + SIGPIPE
 
 
@@ -27,12 +26,6 @@ def report(error: Exception) -> int:
     else:
         print(f"error: {_message(error)}", file=sys.stderr)
     return MISTAKE
-
-
-def interrupted() -> int:
-    """Reports an interrupt, below the line on which Ctrl-C was typed."""
-    print("\ninterrupted", file=sys.stderr)
-    return INTERRUPTED
 
 
 def _message(error: MoekitError | OSError) -> str:

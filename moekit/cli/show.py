@@ -74,7 +74,7 @@ def named(registry: Registry, name: str, kind: str | None = None) -> list[Compon
 
 
 def _page(registry: Registry, component: Component, *, doc: bool) -> list[str]:
-    made, spec = component.target, component.spec_class()
+    made, spec = component.target, component.spec_class
     target = made if isinstance(made, str) else import_string(made)
     lines = [text.bold(f"{component.kind} {component.name}"), *text.paragraph(component.summary)]
     about = [("paper", component.paper), ("plugin", f"{component.plugin} ({registry.origin(component)})")]

@@ -23,21 +23,6 @@ def row_dtype(x_TD: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if on and x_TD.dtype == torch.float32 else x_TD.dtype
 
 
-def rows_of(routing: Routing, size: int, rank: int) -> int:
-    """The number of rows that one rank of an expert group sends to the others.
-
-    Args:
-        routing: of the rank's tokens, after the dispatcher's limits (``Dispatcher.limit``): dropped pairs are not sent.
-        size: size of the expert group, whose ranks hold equal, consecutive parts of the experts.
-        rank: in the expert group, 0 to size - 1.
-
-    Raises:
-        ValueError: a soft routing.
-    """
-    reached_TG = reached(sent(routing), size)
-    return int(reached_TG.sum()) - int(reached_TG[:, rank].sum())
-
-
 def choices_of(routing: Routing, size: int) -> int:
     """The number of experts sent with a row: K, at most those of a rank; in expert choice, all those of a rank."""
     held = routing.num_experts // size

@@ -1,5 +1,3 @@
-from moekit.spec.diffing import Change as Change
-from moekit.spec.diffing import diff as diff
 from moekit.spec.dumping import dump as dump
 from moekit.spec.dumping import to_config as to_config
 from moekit.spec.dumping import to_plain as to_plain

@@ -1,4 +1,4 @@
-"""Plain data of specs, and of what a spec can be made of in Python; configs and YAML text of specs.
+"""Plain data of specs, and of what a spec can be made of in Python; configs, YAML and short text of specs.
 
 A spec is written resolved, with every option, in the order of declaration.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
 from moekit.registry import Registry, current
-from moekit.spec.fields import Spec, fields_of
+from moekit.spec.fields import Spec, defaults_of, fields_of
 from moekit.spec.kinds import Imported
+from moekit.spec.recipe import Paper
 from moekit.spec.references import References, escape
 from moekit.spec.tree import BROKEN, LEFT_OPEN, Keys, Place, Report, Tree, check_size, found, write
 
@@ -79,6 +80,44 @@ def dump(spec: Spec, *, registry: Registry | None = None, full_names: bool = Fal
         PluginError: no loaded plugin offers a component for one of the specs in it.
     """
     return write(to_plain(spec, registry=registry, full_names=full_names))
+
+
+def non_default(spec: Spec) -> list[str]:
+    """Names of the fields that are not at their default."""
+    return [name for name, default in defaults_of(type(spec)).items() if getattr(spec, name) != default]
+
+
+def text_of(value: Any, *, depth: int = 0, without: Sequence[str] = (), only: Sequence[str] = ()) -> str:
+    """A value as text: ``none``, ``[1, 2]``, ``topk(top_k=8)`` with the options that are not at their default.
+
+    Args:
+        value: an option's value, a spec, or a map of them.
+        depth: depth inside another spec; below the top, options are shortened to ``(...)``.
+        without: names of fields to omit.
+        only: names of the fields to print, even at their default (default: those that are not).
+    """
+    if value is None:
+        return "none"
+    if isinstance(value, Paper):
+        return " ".join(filter(None, [value.title or "untitled", f"({value.year})" if value.year else ""]))
+    if isinstance(value, Imported):
+        given = ", ".join(f"{name}={text_of(item, depth=depth + 1)}" for name, item in value.arguments.items())
+        return f"{value.name}({'...' if depth and given else given})"
+    if isinstance(value, Spec):
+        names = list(only) or [name for name in non_default(value) if name not in without]
+        if only and not value.kind:  # a group of alternatives, of which one is set
+            names = [name for name in only if getattr(value, name) is not None] or names
+        use = current().use_name(value) if value.kind else ""
+        if depth and names:
+            return f"{use}(...)"
+        if not names and not value.kind:
+            names = list(fields_of(type(value)))
+        return f"{use}({', '.join(f'{n}={text_of(getattr(value, n), depth=depth + 1)}' for n in names)})"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {text_of(item, depth=depth + 1)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(text_of(item, depth=depth + 1) for item in value) + "]"
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
 
 
 def plain_tree(value: Any, label: str = "", *, registry: Registry) -> Tree:

@@ -262,7 +262,7 @@ class Planner:
             )
         except MoekitError as error:  # its plugin failed to load
             return self._report.add(at, str(error))
-        return self._plan(component.options, value, path, use)
+        return self._plan(component.spec_class, value, path, use)
 
     def _class(self, kind: Kind, value: dict[str, Any], path: Keys) -> Any:
         """The node of a class named by its import path; ``BROKEN`` if it has a mistake.

@@ -31,8 +31,8 @@ def values_checked(model: nn.Module) -> Iterator[None]:
             layer.check_values = was
 
 
-def check_output(model: object, output: Any) -> None:
-    """Checks what a model returned.
+def check_output(model: object, output: Any) -> ModelOutput:
+    """What a model returned, checked.
 
     Raises:
         PluginError: it is not a ``ModelOutput`` with a float tensor ``y``.
@@ -42,6 +42,7 @@ def check_output(model: object, output: Any) -> None:
     y: object = output.y
     if not isinstance(y, Tensor) or not y.is_floating_point():
         reject(model, "a ModelOutput whose y is a float tensor", f"y = {type(y).__name__}")
+    return output
 
 
 def check_loss(objective: object, loss: Any) -> None:

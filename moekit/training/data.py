@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -40,6 +41,7 @@ def noise_seed(*, seed: int, step: int, micro: int) -> int:
     return seed_of(seed, "noise", step, micro)
 
 
+@dataclass(eq=False)
 class StepLoader:
     """An iterable of training batches with a position that can be saved.
 
@@ -55,28 +57,17 @@ class StepLoader:
             for none.
     """
 
-    def __init__(
-        self,
-        data: Data,
-        *,
-        seed: int,
-        accumulate: int = 1,
-        rank: int = 0,
-        world: int = 1,
-        steps: int | None = None,
-        ramp: BatchRamp | None = None,
-        ahead: bool = False,
-        gpu: torch.device | None = None,
-    ) -> None:
-        self.data = data
-        self.seed = seed
-        self.accumulate = accumulate
-        self.rank, self.world = rank, world
-        self.steps = steps
-        self.ramp = ramp
-        self.ahead = ahead
-        self.gpu = gpu
-        self.position = 0  # batches returned since the start of the run
+    data: Data
+    _: KW_ONLY
+    seed: int
+    accumulate: int = 1
+    rank: int = 0
+    world: int = 1
+    steps: int | None = None
+    ramp: BatchRamp | None = None
+    ahead: bool = False
+    gpu: torch.device | None = None
+    position: int = field(default=0, init=False)  # batches returned since the start of the run
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -94,25 +85,17 @@ class StepLoader:
                 "every batch, and the position would not be saved; pass the StepLoader itself to Trainer.fit"
             )
         end = (self.position // len(self) + 1) * len(self)
-        if not self.ahead:
-            while self.position < end:
-                batch = self._at(self.position)
-                self.position += 1
-                yield batch
-            return
         # Without this, the thread would pin memory for the first GPU, and take some of its memory.
         begin = None if self.gpu is None else partial(torch.cuda.set_device, self.gpu)
         thread = ThreadPoolExecutor(1, thread_name_prefix="batches", initializer=begin)
         try:
-            sampled: tuple[int, Future[Batch]] | None = None
+            sampled: dict[int, Future[Batch]] = {}  # by its position, which ``load_state_dict`` changes
             while self.position < end:
-                if sampled is None or sampled[0] != self.position:  # the first, and after ``load_state_dict``
-                    batch = self._at(self.position)
-                else:
-                    batch = sampled[1].result()
+                future = sampled.get(self.position)
+                batch = self._at(self.position) if future is None else future.result()
                 self.position += 1
-                following = self.position
-                sampled = (following, thread.submit(self._at, following)) if following < end else None
+                if self.ahead and self.position < end:
+                    sampled = {self.position: thread.submit(self._at, self.position)}
                 yield batch
         finally:
             thread.shutdown(wait=False, cancel_futures=True)
@@ -143,6 +126,7 @@ def pinned(batch: Batch) -> Batch:
     return Batch._make([*map(pin, batch[:-1]), source])
 
 
+@dataclass(eq=False)
 class ValidationShard:
     """One rank's batches of the validation set: every ``world``-th.
 
@@ -155,11 +139,10 @@ class ValidationShard:
         limit: the number of batches of all ranks together; None for the whole set.
     """
 
-    def __init__(self, data: Data, rank: int = 0, world: int = 1, limit: int | None = None) -> None:
-        self.data = data
-        self.rank = rank
-        self.world = world
-        self.limit = limit
+    data: Data
+    rank: int = 0
+    world: int = 1
+    limit: int | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         """This rank's batches, always in the same order."""

@@ -329,14 +329,11 @@ class LitMoE(L.LightningModule):
         output = self._run(batch, seed)
         loss: LossSum = self.objective(output, batch, progress=record.progress)
         check_loss(self.objective, loss)
-        self._observe(output, batch)
+        for observe in self.observers:
+            observe(output, batch)
         if not self.sparse_layers:
             self.sparse_layers = [name for name, r in output.reports.items() if r.routing.form != "soft"]
         return self._step.add(output, loss, record) * self.trainer.accumulate_grad_batches
-
-    def _observe(self, output: ModelOutput, batch: Batch) -> None:
-        for observe in self.observers:
-            observe(output, batch)
 
     def _run(self, batch: Batch, seed: int) -> ModelOutput:
         """The forward pass of a micro-batch; in the first step of a run the values of routings are checked too."""
@@ -344,15 +341,11 @@ class LitMoE(L.LightningModule):
         if self.trainer.global_step == self._first_step:
             with values_checked(self.model):
                 if not self.recipe.compile:
-                    return self._checked(self.model.on(batch))
+                    return check_output(self.model, self.model.on(batch))
                 with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # compiled, the reads would stay in
                     self.model.on(batch)
             seed_all(seed)
-        return self._checked(self.model.on(batch))
-
-    def _checked(self, output: ModelOutput) -> ModelOutput:
-        check_output(self.model, output)
-        return output
+        return check_output(self.model, self.model.on(batch))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divides gradients by the step's tokens, updates the balancers, logs, and decides whether to stop.
@@ -442,10 +435,11 @@ class LitMoE(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds one batch's sums and load, without updating a balancer."""
-        output = self._checked(self.model.on(batch))
+        output = check_output(self.model, self.model.on(batch))
         loss: LossSum = self.objective(output, batch)
         check_loss(self.objective, loss)
-        self._observe(output, batch)
+        for observe in self.observers:
+            observe(output, batch)
         self._validation.add(loss, output.reports)
 
     def on_validation_epoch_end(self) -> None:

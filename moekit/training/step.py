@@ -67,21 +67,14 @@ class Cause(NamedTuple):
     lasting: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class NonFiniteStep:
-    """Why an optimizer step is not finite.
+class NonFiniteStep(NamedTuple):
+    """Why an optimizer step is not finite: the values of the loss and of the gradients' norm, and what caused them.
 
-    Attributes:
-        what: the values of the loss and of the gradients' norm.
-        where: the module that caused it.
-        lasting: whether weights or buffers are non-finite themselves, so that no later step can be finite.
-        scale: the loss scale, if fp16 gradients overflowed although the loss is finite; a smaller scale follows. Else
-            None.
+    ``scale`` is the loss scale, if fp16 gradients overflowed although the loss is finite; a smaller scale follows.
     """
 
     what: str
-    where: str = ""
-    lasting: bool = False
+    cause: Cause = Cause("")
     scale: float | None = None
 
 
@@ -153,14 +146,14 @@ class OptimizerStep:
         what = f"the loss is {loss}, the norm of its gradients {norm}"
         scaler, finite = getattr(precision, "scaler", None), math.isfinite(loss)
         if scaler is not None and finite and (scale := float(scaler.get_scale())) > 1:
-            return NonFiniteStep(what=what, scale=scale)
+            return NonFiniteStep(what, scale=scale)
         broken = BrokenStep(
             model=self.model, objective=self.objective, micro_batches=micro_batches,
             autocast=precision.train_step_context, finite_loss=finite,
         )  # fmt: skip
         found = current().call("moekit_step_not_finite", {"step": broken})
-        where, lasting = next((cause for _, cause in found if cause is not None), Cause("no plugin says why"))
-        return NonFiniteStep(what=what, where=where, lasting=lasting)
+        causes = [cause for _, cause in found if cause is not None]
+        return NonFiniteStep(what, causes[0] if causes else Cause("no plugin says why"))
 
 
 # ---- gradients -------------------------------------------------------------------------------------------------------
@@ -220,7 +213,7 @@ def _squares(parameters: list[nn.Parameter], device: torch.device) -> Tensor:
     """0-d, on ``device``: the sum of squares of this rank's part of the gradients."""
     total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     for (_, dtype), gradients in _by_kind(local_gradients(parameters)).items():
-        norms = foreach_norm(gradients, torch.promote_types(dtype, torch.float32))
+        norms = foreach_norm(gradients, 2.0, dtype=torch.promote_types(dtype, torch.float32))
         total += torch.stack(norms).to(total.device, total.dtype).square().sum()
     return total
 
@@ -259,27 +252,27 @@ class NonFinitePolicy:
         self.count = 0
         self.in_a_row = 0
 
-    def skip(self, step: int, cause: NonFiniteStep) -> None:
+    def skip(self, step: int, found: NonFiniteStep) -> None:
         """Counts and logs a skipped step (counted from 1), or stops the run.
 
         Raises:
             MoekitError: the policy is ``stop``; or weights or buffers are not finite; or too many steps in a row were.
         """
-        if cause.scale is not None:
+        if found.scale is not None:
             self.count += 1
             log_on_rank_zero(
-                f"step {step} skipped: gradients overflow at a loss scale of {cause.scale:g}; a smaller scale follows"
+                f"step {step} skipped: gradients overflow at a loss scale of {found.scale:g}; a smaller scale follows"
             )
             return
-        report = f"step {step}: {cause.what}\n  {cause.where}\n  {REMEDIES}\n  training stopped"
+        report = f"step {step}: {found.what}\n  {found.cause.where}\n  {REMEDIES}\n  training stopped"
         if self.policy == "stop":
             raise MoekitError(f"{report}; no weight was changed in this step; non_finite=skip skips such steps")
         self.count, self.in_a_row = self.count + 1, self.in_a_row + 1
-        if cause.lasting:
+        if found.cause.lasting:
             raise MoekitError(f"{report}: skipping steps cannot repair weights or buffers")
         if self.in_a_row >= MAX_IN_A_ROW:
             raise MoekitError(f"{report}: {MAX_IN_A_ROW} steps in a row were skipped")
-        log_on_rank_zero(f"step {step} skipped ({self.count} so far): {cause.what}; {cause.where}")
+        log_on_rank_zero(f"step {step} skipped ({self.count} so far): {found.what}; {found.cause.where}")
 
 
 @rank_zero_only

@@ -85,7 +85,7 @@ def routers_for(shape: Shape, texts: Sequence[str]) -> Selection:
 
     def make(node: Node) -> Spec:
         name = node["use"]
-        options: Node = {"top_k": shape.K} if "top_k" in fields_of(current().get("router", name).spec_class()) else {}
+        options: Node = {"top_k": shape.K} if "top_k" in fields_of(current().get("router", name).spec_class) else {}
         if not requested and name in ROUTER_OPTIONS:
             options = ROUTER_OPTIONS[name](shape)
         return _checked("router", {"use": name, **options, **node}, shape)

@@ -90,10 +90,15 @@ def moekit_components() -> list[Component]:
 
 @hookimpl
 def moekit_verbs() -> list[Verb]:
-    """``moekit import`` and ``moekit inspect``."""
+    """``moekit import``, ``moekit inspect`` and ``moekit export``, which takes any exporter."""
     return [
         Verb(name="import", target="moekit_hf.cli.import_run", summary="import a model of Hugging Face as a run"),
         Verb(name="inspect", target="moekit_hf.cli.inspect_folder", summary="say whether a folder can be imported"),
+        Verb(
+            name="export",
+            target="moekit_hf.cli.export",
+            summary="write a trained model to one safetensors file, or in another format",
+        ),
     ]
 
 

@@ -27,7 +27,7 @@ def formats() -> dict[str, FormatSpec]:
         PluginError: one cannot be imported.
     """
     found = current()
-    return {found.short_name(each): each.spec_class()() for each in found.components("format")}
+    return {found.short_name(each): each.spec_class() for each in found.components("format")}
 
 
 def format_of(config: Mapping[str, Any]) -> tuple[str, FormatSpec]:
@@ -137,12 +137,12 @@ def _drops(dispatcher: Any) -> bool:
     if not isinstance(dispatcher, dict):
         return False
     use = dispatcher.get("use")
-    own = use is not None and not current().get("dispatcher", use).spec_class().dropless
+    own = use is not None and not current().get("dispatcher", use).spec_class.dropless
     return own or any(_drops(each) for each in dispatcher.values())
 
 
 def _gives_bias(balancer: Node) -> bool:
-    return bool(current().get("balancer", balancer["use"]).spec_class().gives_bias)
+    return bool(current().get("balancer", balancer["use"]).spec_class.gives_bias)
 
 
 def _options(node: Any, path: str = "model") -> Iterator[tuple[str, Any]]:

@@ -90,7 +90,7 @@ def measure(spec: ModelSpec, objective: ObjectiveSpec | None, *, batch: int, seq
         return _without_storage(spec, objective, batch, sequence, precision)
     except HOST_READS:
         pass
-    grouped = current().get("dispatcher", SUBSTITUTE).spec_class()
+    grouped = current().get("dispatcher", SUBSTITUTE).spec_class
     substituted = replace_all(spec, DispatcherSpec, lambda _: cast(DispatcherSpec, grouped()))
     try:
         return replace(_without_storage(substituted, objective, batch, sequence, precision), substitute=SUBSTITUTE)

@@ -229,7 +229,7 @@ def _default_optimizer() -> OptimizerSpec:
     component = current().default("optimizer")
     if component is None:
         raise MoekitError("the recipe has no optimizer, and no plugin offers a default one\n  expected optimizer=NAME")
-    return cast(OptimizerSpec, component.spec_class()())
+    return cast(OptimizerSpec, component.spec_class())
 
 
 def recompute_of(spec: ModelSpec) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MOEKIT_API = 2
 VERBS = {
+    "config.diff": "compare two specs, or a spec with its overrides",
     "ls.runs": "list your runs, with their state and result",
     "report": "write a page about the experts of a run",
     "compare": "compare runs, seeds pooled",
@@ -53,7 +54,7 @@ def moekit_recipes() -> Iterable[RecipeFile]:
 def moekit_verbs() -> list[Verb]:
     """The verbs of this plugin."""
     return [
-        Verb(name=name, target=f"moekit_report.verbs.{name.removeprefix('ls.')}", summary=summary)
+        Verb(name=name, target=f"moekit_report.verbs.{name.rpartition('.')[2]}", summary=summary)
         for name, summary in VERBS.items()
     ]
 

@@ -13,10 +13,10 @@ import numpy as np
 from moekit.errors import MoekitError
 from moekit.run import Run
 from moekit.spec import to_plain
-from moekit.spec.diffing import diff
 from moekit.spec.fields import MetricInfo
 from moekit.training.metrics import headline
 from moekit.training.run.metrics_log import tenths
+from moekit_report.diffing import diff
 
 LABELS = ("name", "summary", "seed", "compare", "paper")
 """What a recipe may differ in and still be pooled with another."""

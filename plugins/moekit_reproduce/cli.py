@@ -101,7 +101,7 @@ def spec_of(name: str, options: list[str], *, quick: bool, seeds: int | None) ->
 
     node: dict[str, Any] = {"use": name}
     if quick:
-        node |= current().get("claim", name).spec_class().quick
+        node |= current().get("claim", name).spec_class.quick
     if seeds is not None:
         node["seeds"] = seeds
     for each in options:

@@ -47,7 +47,7 @@ def examples_in_recipes(components: Iterable[Component]) -> dict[str, list[Spec]
     missing: dict[type, str] = {}
     for c in components:
         with contextlib.suppress(PluginError):  # its spec cannot be imported, which its cases report
-            missing |= {c.spec_class(): f"{c.kind}/{c.name}"} if required(c.spec_class()) else {}
+            missing |= {c.spec_class: f"{c.kind}/{c.name}"} if required(c.spec_class) else {}
     found: dict[str, list[Spec]] = {}
     for recipe in current().recipes if missing else ():
         try:
@@ -86,7 +86,7 @@ def cases_of_one(
     """
     label = f"{component.kind}/{component.name}"
     specs = list(examples.get(label, examples.get(component.name, ())))
-    cls = component.spec_class()
+    cls = component.spec_class
     if not specs:
         missing = required(cls)
         if missing:

@@ -110,7 +110,7 @@ class _Writer:
         use = {"use": {"enum": _both([component])}}
         about = {"title": component.name, "description": component.summary, "required": ["use"]}
         try:
-            return {**about, **_closed({**use, **self.options(component.spec_class())})}
+            return {**about, **_closed({**use, **self.options(component.spec_class)})}
         except PluginError as error:
             return {**about, "description": str(error), "type": "object", "properties": use}
 

@@ -23,9 +23,10 @@ from moekit.checkpoints.files import Retention, last_of, recover, step_name, ste
 from moekit.checkpoints.reading import is_intact, open_checkpoint
 from moekit.checkpoints.writing import save_tree
 from moekit.files import discard, replace_file
-from moekit.tables import read_tables, save_tables, table_files
+from moekit.tables import read_tables, table_files
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.metrics_log import RunLog, salvage_metrics
+from moekit_report.routing.writing import save_tables
 
 
 class Run:

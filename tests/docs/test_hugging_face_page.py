@@ -34,7 +34,7 @@ def test_the_table_has_every_family_within_the_bounds_of_the_checks() -> None:
     found = rows()
     assert set(found) == set(formats) == set(script().REFUSED)
     for name, (_, models, tiny, logits, experts, gradients, *_) in found.items():
-        assert models == formats[name].summary and int(tiny) == len(formats[name].spec_class()().tiny())
+        assert models == formats[name].summary and int(tiny) == len(formats[name].spec_class().tiny())
         assert float(logits) <= LOGITS and float(gradients) <= GRADIENTS and experts in ("equal", "dense")
 
 
@@ -42,4 +42,4 @@ def test_what_the_table_says_is_refused_is() -> None:
     pytest.importorskip("transformers")
     found, module = rows(), script()
     for component in current().components("format"):
-        assert module.refused(component.name, component.spec_class()()) == found[component.name][6]
+        assert module.refused(component.name, component.spec_class()) == found[component.name][6]

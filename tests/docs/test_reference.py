@@ -41,7 +41,7 @@ def test_every_component_has_a_section_with_every_option() -> None:
     assert len(sections) == len(components) > 80
     for component in components:
         section = sections[f"{component.kind} `{component.name}`"]
-        for name, info in fields_of(component.spec_class()).items():
+        for name, info in fields_of(component.spec_class).items():
             held = f"| `{name}` |" in section or (info.kind == "group" and f"| `{name}." in section)
             assert held, f"{component}: {name}"
         assert component.summary[1:] in section and component.paper in section

@@ -28,6 +28,7 @@ SLOW = {
     "seeing_step": "seeing.py step switch --steps 4",
     "startup": "startup.py --runs 1",
     "steps": "steps.py --rounds 1 --recipes switch",
+    "steps_of_variants": "steps.py --variants --rounds 1 --recipes switch",
     "steps_since": "steps_since.py --since HEAD --rounds 1 --steps 2 --threads 1 --recipe switch --also seed=1",
     "vowels": "jacobs1991.py",
     # seeing_page needs a browser, decoding_against and steps_of_libraries transformers

@@ -89,7 +89,7 @@ def test_a_dispatch_mode_sees_every_operator() -> None:
 
 def test_foreach_norm_is_the_norm_of_each_tensor_in_the_given_dtype() -> None:
     tensors = [torch.tensor([3.0, 4.0], dtype=torch.bfloat16), torch.tensor([[5.0], [12.0]], dtype=torch.bfloat16)]
-    norms = compat.foreach_norm(tensors, torch.float32)
+    norms = compat.foreach_norm(tensors, 2.0, dtype=torch.float32)
     assert [(float(norm), norm.dtype) for norm in norms] == [(5.0, torch.float32), (13.0, torch.float32)]
 
 

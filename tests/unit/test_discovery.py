@@ -114,7 +114,7 @@ def test_a_disabled_plugin_is_not_even_imported(install: Install, monkeypatch: p
 def test_a_target_that_cannot_be_imported_fails_only_when_loaded(install: Install) -> None:
     install(GOOD)
     component = found().components[0]
-    assert component.spec_class()() == component.spec_class()()
+    assert component.spec_class() == component.spec_class()
     message = (
         "router 'acme/mine': cannot import its target 'nowhere.at_all:Mine'\n"
         "  ModuleNotFoundError: No module named 'nowhere'"

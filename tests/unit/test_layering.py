@@ -183,7 +183,7 @@ def test_data_and_evaluators_import_nothing_of_training_and_inference() -> None:
 
 def test_the_core_names_no_metric_of_a_plugin() -> None:
     """Labels, digits and the headline of a run come from the components that log the metrics."""
-    classes = [component.spec_class() for component in current().components()]
+    classes = [component.spec_class for component in current().components()]
     names = {name for spec in classes if not required(spec) for name in spec().metrics()} - {"loss"}
     assert {"bits_per_byte", "blend_mse", "bleu", "accuracy"} <= names
     texts = {
@@ -440,7 +440,7 @@ def specs() -> dict[str, type[Spec]]:
                     add(info.specs[0])
 
     for component in current().components():
-        add(component.spec_class())
+        add(component.spec_class)
     add(kinds.MoE)
     return found
 

@@ -34,7 +34,7 @@ FIRST_PARTY = [plugin for plugin in current().plugins if plugin.distribution == 
 @pytest.mark.parametrize("plugin", FIRST_PARTY, ids=lambda plugin: plugin.name)
 def test_the_stub_of_a_plugin_lists_the_spec_and_the_class_of_each_component(plugin: Plugin) -> None:
     module = importlib.import_module(plugin.module)
-    classes = [cls for c in plugin.components for cls in (c.spec_class(), c.load()) if inspect.isclass(cls)]
+    classes = [cls for c in plugin.components for cls in (c.spec_class, c.load()) if inspect.isclass(cls)]
     unlisted = [cls for cls in classes if getattr(module, cls.__name__, None) is not cls]
     assert unlisted == []
     assert {cls.__name__ for cls in classes} <= set(module.__all__)

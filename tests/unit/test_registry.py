@@ -60,8 +60,8 @@ def test_a_component_is_found_by_its_name_and_by_its_plugin() -> None:
 
 def test_a_plugin_and_a_name_choose_among_namesakes() -> None:
     both = Registry([KINDS, ACME, BETA])
-    assert both.get("router", "acme/hash").spec_class() is Hash
-    assert both.get("router", "beta/hash").spec_class() is OtherHash
+    assert both.get("router", "acme/hash").spec_class is Hash
+    assert both.get("router", "beta/hash").spec_class is OtherHash
     assert both.use_name(Hash()) == "acme/hash"
     assert Registry([KINDS, ACME]).use_name(Hash()) == "hash"
 
@@ -163,7 +163,7 @@ def test_temporary_adds_a_plugin_for_a_block() -> None:
     before = current()
     with temporary(module("acme_moe", components=[HASH])) as during:
         assert current() is during
-        assert during.get("router", "acme_moe/hash").spec_class() is Hash
+        assert during.get("router", "acme_moe/hash").spec_class is Hash
         assert isinstance(registry.build(Hash()), Built)
         assert len(during.components("router")) == len(before.components("router")) + 1
     assert current() is before
@@ -225,7 +225,7 @@ def test_every_installed_component_is_found_by_its_full_name() -> None:
     assert not installed.failed
     for component in installed.components():
         assert installed.get(component.kind, component.full_name) is component
-        assert installed.component_of(component.spec_class().__new__(component.spec_class())) is component
+        assert installed.component_of(component.spec_class.__new__(component.spec_class)) is component
 
 
 def test_every_hook_is_documented() -> None:

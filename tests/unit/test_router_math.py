@@ -10,7 +10,8 @@ from pretended_gpu import pretended_gpu
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moekit.router_math import FEW_KEYS, first_top_k, router_logits, top_two_sum
+from moekit.router_math import FEW_KEYS, first_top_k, router_logits
+from moekit_routers.topk.module import top_two_sum
 
 NAN, INF = float("nan"), float("inf")
 

@@ -8,7 +8,7 @@ import routings
 import torch
 
 from moekit import ExpertChoice, Soft, TokenChoice
-from moekit.routing import share_of
+from moekit_balancers.shares import mean_score_BE, share_of
 
 
 def token_choice(valid_T: torch.Tensor | None = None) -> TokenChoice:
@@ -28,8 +28,8 @@ def test_load_and_mean_affinity_of_sequences_add_up_to_those_of_all_tokens() -> 
     )
     assert routing.load_BE(2).tolist() == [[1, 0, 2, 1], [2, 1, 1, 0]]
     assert routing.load_BE(2).sum(0).tolist() == routing.load_E().tolist()
-    torch.testing.assert_close(routing.mean_score_BE(2, normalize=False).sum(0), routing.scores_TE.mean(0))
-    torch.testing.assert_close(routing.mean_score_BE(2, normalize=True).sum(), torch.tensor(1.0))
+    torch.testing.assert_close(mean_score_BE(routing, 2, normalize=False).sum(0), routing.scores_TE.mean(0))
+    torch.testing.assert_close(mean_score_BE(routing, 2, normalize=True).sum(), torch.tensor(1.0))
     assert share_of(routing.load_BE(2), torch.float64).tolist() == [[0.25, 0, 0.5, 0.25], [0.5, 0.25, 0.25, 0]]
 
 

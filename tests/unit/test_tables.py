@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from moekit.errors import MoekitError
-from moekit.tables import read_tables, save_tables, table_files
+from moekit.tables import read_tables, table_files
+from moekit_report.routing.writing import save_tables
 
 
 def test_tables_of_several_files_are_read_as_one_in_the_order_of_steps(tmp_path: Path) -> None:

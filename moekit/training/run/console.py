@@ -48,7 +48,10 @@ def print_summary(outcome: Outcome, module: LitMoE, console: Console) -> None:
     elif module.recipe.stop is not None:
         grid.add_row("not reached", f"{module.recipe.stop.metric} <= {module.recipe.stop.below:g}")
     if outcome.max_violation is not None:
-        grid.add_row("MaxVio", _max_violation_words(*outcome.max_violation, outcome.validation.get("max_violation")))
+        start, end = outcome.max_violation
+        validation = outcome.validation.get("max_violation")
+        whole = "" if validation is None else f", {validation:.2f} over the validation set"
+        grid.add_row("MaxVio", f"{start:.2f} at the start, {end:.2f} at the end{whole} (0 is an even load)")
         grid.add_row(
             "dropped", f"{outcome.dropped:.1%} of token-expert pairs; {outcome.dropped_tokens:.1%} of tokens lost all"
         )
@@ -119,11 +122,6 @@ def score_rows(
         ours, other = info.format(value), info.format(dense[name]) if dense and name in dense else ""
         rows.append((info.label, f"{ours}   (dense {other})" if other not in ("", ours) else ours))
     return rows
-
-
-def _max_violation_words(start: float, end: float, validation: float | None) -> str:
-    whole = "" if validation is None else f", {validation:.2f} over the validation set"
-    return f"{start:.2f} at the start, {end:.2f} at the end{whole} (0 is an even load)"
 
 
 def _seconds(seconds: float) -> str:

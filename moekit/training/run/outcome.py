@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -186,8 +185,4 @@ def compare(moe: Outcome, dense: Outcome, as_long: Outcome | None) -> Comparison
 
 def write_summary(path: Path, outcome: Outcome) -> None:
     """Writes the results as JSON."""
-    plain: dict[str, Any] = asdict(outcome)
-    plain["folder"] = outcome.folder.as_posix()
-    plain["files"] = [p.as_posix() for p in outcome.files]
-    text = json.dumps(plain, indent=2)
-    replace_text(path, text + "\n")
+    replace_text(path, json.dumps(asdict(outcome), indent=2, default=Path.as_posix) + "\n")

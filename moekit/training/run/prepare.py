@@ -6,9 +6,8 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -150,8 +149,7 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A run that has passed every check and has not written anything yet.
 
     Attributes:
@@ -217,13 +215,4 @@ def prepare(
     run_starting(trainer, info, module, given, console, writes)
     for key in () if saved is None else left_states(saved.plain["callbacks"], trainer.callbacks):  # type: ignore[attr-defined]
         say(f"this run has no callback for a state in the checkpoint, which is dropped: {key}")
-    return Prepared(
-        info=info,
-        folder=folder,
-        module=module,
-        trainer=trainer,
-        log=log,
-        interrupt=interrupt,
-        evaluators=evaluators,
-        checkpoint=saved,
-    )
+    return Prepared(info, folder, module, trainer, log, interrupt, evaluators, saved)

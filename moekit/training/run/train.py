@@ -263,23 +263,15 @@ def warned(path: Path, console: Console) -> Iterator[None]:
 def summarize(run: Prepared, model: Model | None, console: Console) -> Outcome:
     """The results of a run, with those of its evaluators and of plugins. Prints a status line if it has evaluators."""
     outcome = outcome_of(run.info.label, run.folder, run.module, run.log.rows)
-    with warned(run.folder.path, console):
-        outcome = _evaluated(run, outcome, model, console)
+    if model is not None and (data := run.module.data) is not None and run.evaluators:
+        text, device = f"{run.info.label}: evaluating the trained model", run.trainer.strategy.root_device
+        if not console.is_terminal:
+            console.print(text, highlight=False, markup=False)
+        with warned(run.folder.path, console), console.status(text):
+            found = evaluate(run.evaluators, model, data, run.folder.path, device=device)
+            outcome = replace(outcome, scores=dict(found.values), files=list(found.files))
     rows, files = _ended(run, console, None)
     return replace(outcome, reported=rows, files=[*files, *outcome.files])
-
-
-def _evaluated(run: Prepared, outcome: Outcome, model: Model | None, console: Console) -> Outcome:
-    if model is None or run.module.data is None or not run.evaluators:
-        return outcome
-    text = f"{run.info.label}: evaluating the trained model"
-    if not console.is_terminal:
-        console.print(text, highlight=False, markup=False)
-    with console.status(text):
-        found = evaluate(
-            run.evaluators, model, run.module.data, run.folder.path, device=run.trainer.strategy.root_device
-        )
-    return replace(outcome, scores=dict(found.values), files=list(found.files))
 
 
 def gather_model(module: LitMoE) -> Model | None:

@@ -9,6 +9,7 @@ from moekit.errors import MoekitError
 from moekit.routing import Routing, token_choice_of
 from moekit_balancers.communication_balance import CommunicationBalance
 from moekit_balancers.devices import uneven_devices
+from moekit_balancers.shares import mean_score_BE
 
 
 class CommunicationBalanceLoss(Balancer):
@@ -51,7 +52,7 @@ class CommunicationBalanceLoss(Balancer):
         """
         routing = token_choice_of(routing, "balancer 'communication_balance'")
         G, M, B, T = self.spec.groups, self.spec.top_groups, context.num_sequences, routing.expert_TK.shape[0]
-        P_BG = torch.unflatten(routing.mean_score_BE(B, normalize=True), 1, (G, -1)).sum(-1)
+        P_BG = torch.unflatten(mean_score_BE(routing, B, normalize=True), 1, (G, -1)).sum(-1)
         device_TK, counts_TK = routing.expert_TK // (routing.num_experts // G), routing.counts_TK()
         one_TK = torch.ones_like(device_TK) if counts_TK is None else counts_TK.long()
         uses_TG = device_TK.new_zeros(T, G).scatter_add(1, device_TK, one_TK).clamp(max=1)

@@ -6,9 +6,10 @@ import torch
 
 from moekit.contracts import BalanceContext, Balancer, LayerDims, LossTerm
 from moekit.errors import MoekitError
-from moekit.routing import Routing, share_of, token_choice_of
+from moekit.routing import Routing, token_choice_of
 from moekit_balancers.device_balance import DeviceBalance
 from moekit_balancers.devices import uneven_devices
+from moekit_balancers.shares import mean_score_BE, share_of
 
 
 class DeviceBalanceLoss(Balancer):
@@ -49,6 +50,6 @@ class DeviceBalanceLoss(Balancer):
         """
         routing = token_choice_of(routing, "balancer 'device_balance'")
         G, B = self.spec.groups, context.num_sequences if self.spec.scope == "sequence" else 1
-        load_BE, P_BE = routing.load_BE(B), routing.mean_score_BE(B, normalize=True)
+        load_BE, P_BE = routing.load_BE(B), mean_score_BE(routing, B, normalize=True)
         load_BG, P_BG = (torch.unflatten(t_BE, 1, (G, -1)).sum(-1) for t_BE in (load_BE, P_BE))
         return LossTerm(value=G * (share_of(load_BG, P_BG.dtype) * P_BG).sum(), weight=self.spec.weight)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from moekit.contracts import BalanceContext, Balancer, LayerDims, LossTerm
 from moekit.distributed import is_distributed
-from moekit.routing import Routing, TokenChoice, share_of, token_choice_of
+from moekit.routing import Routing, TokenChoice, token_choice_of
 from moekit_balancers.load_balance import LoadBalance
+from moekit_balancers.shares import mean_score_BE, share_of
 
 
 class LoadBalanceLoss(Balancer):
@@ -75,7 +76,7 @@ class LoadBalanceLoss(Balancer):
         """
         routing = token_choice_of(routing, "balancer 'load_balance'")
         num_units = context.num_sequences if self.spec.scope == "sequence" else 1
-        P_BE = routing.mean_score_BE(num_units, normalize=self.spec.normalize)
+        P_BE = mean_score_BE(routing, num_units, normalize=self.spec.normalize)
         share_BE = self._share(routing, num_units, context).to(P_BE.dtype)
         return LossTerm(value=routing.num_experts * (share_BE * P_BE).sum(), weight=self.spec.weight)
 

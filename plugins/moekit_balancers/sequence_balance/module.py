@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from moekit.contracts import BalanceContext, Balancer, LayerDims, LossTerm
 from moekit.router_math import first_top_k
-from moekit.routing import Routing, share_of, token_choice_of
+from moekit.routing import Routing, token_choice_of
 from moekit_balancers.sequence_balance import SequenceBalance
+from moekit_balancers.shares import mean_score_BE, share_of
 
 
 class SequenceBalanceLoss(Balancer):
@@ -40,6 +41,6 @@ class SequenceBalanceLoss(Balancer):
         if self.spec.count == "affinity":
             best_TK = first_top_k(routing.scores_TE, routing.expert_TK.shape[1])
             counted = replace(routing, expert_TK=best_TK, sent_TK=None)
-        P_BE = routing.mean_score_BE(B, normalize=True)
+        P_BE = mean_score_BE(routing, B, normalize=True)
         share_BE = share_of(counted.load_BE(B), P_BE.dtype)
         return LossTerm(value=routing.num_experts * (share_BE * P_BE).sum(), weight=self.spec.weight)

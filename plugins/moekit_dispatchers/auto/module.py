@@ -52,8 +52,8 @@ the processor's cache. Measured, as the line above: docs/benchmarks.md."""
 PLAIN = frozenset({Tensor, nn.Parameter})
 """Types of tensors whose operators do what they say; others (of ``torch.distributed``, say) may do more."""
 
-TEXTBOOK_NEVER_FROM = 1 << 23
-"""Numbers beyond which ``textbook`` is not timed on a CPU if ``fused`` is: they fit in no cache."""
+TEXTBOOK_NEVER_FROM = {True: 1 << 23, False: 1 << 25}
+"""Numbers beyond which ``textbook`` is not timed on a CPU if ``fused`` is: with gradients (it keeps them), without."""
 
 
 @final
@@ -141,7 +141,7 @@ class AutoDispatcher(Dispatcher):
             name, reason = by_rule(x_TD, N, E, form, cannot)
             return name, f"{reason} (by the fixed rule: {why_fixed})"
         if "fused" in able:  # then grouped takes longer and saves more
-            large = numbers_of(x_TD, N, form) > TEXTBOOK_NEVER_FROM
+            large = numbers_of(x_TD, N, form) > TEXTBOOK_NEVER_FROM[has_gradients(x_TD, form)]
             able = [name for name in able if name != "grouped" and not (large and name == "textbook")]
         if len(able) == 1:
             return able[0], f"nothing else is worth timing for {N} pairs"
@@ -151,7 +151,7 @@ class AutoDispatcher(Dispatcher):
         """Milliseconds of dispatchers for calls of a size, measured now if they are unknown."""
         device = x_TD.device
         autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-        grad = torch.is_grad_enabled() and (x_TD.requires_grad or form.w_in_EHD.requires_grad)
+        grad = has_gradients(x_TD, form)
         text = (
             f"{size.text} in={x_TD.shape[1]} first={form.w_in_EHD.shape[1]} out={form.w_out_EOH.shape[1]} "
             f"activation={form.activation} gated={form.gated} dtype={x_TD.dtype} autocast={autocast} grad={grad} "
@@ -193,6 +193,11 @@ class AutoDispatcher(Dispatcher):
             return "operators are being recorded"
         capturing = x_TD.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         return "a CUDA graph is being captured" if capturing else ""
+
+
+def has_gradients(x_TD: Tensor, form: StandardForm) -> bool:
+    """Whether a call is one of training."""
+    return torch.is_grad_enabled() and (x_TD.requires_grad or form.w_in_EHD.requires_grad)
 
 
 def fastest(times: Times) -> tuple[str, str]:

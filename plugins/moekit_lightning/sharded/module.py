@@ -20,7 +20,6 @@ from moekit.contracts import Model
 from moekit.errors import CheckpointError, PluginError, Problem, SpecError
 from moekit.moe_layer import MoELayer, check_stacked
 from moekit.parallel.mesh import world_mesh
-from moekit.parallel.sums import sum_gradients
 from moekit.params import build_on_meta
 from moekit.registry import current
 from moekit.shards import fill_shards, sharded_parameters, state_dict_shards
@@ -32,6 +31,7 @@ from moekit.training.build import build_seeded
 from moekit_lightning.sharded import SCALE_FREE, Sharded
 from moekit_lightning.sharded.deferred_init import DeferredInit, defer_init
 from moekit_lightning.sharded.fsdp import shard
+from moekit_lightning.sharded.gradients import sum_gradients
 
 START_TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for another that imports, reads its data or loads a checkpoint, if not longer."""
@@ -238,7 +238,7 @@ def _expert_parallel() -> type[ExpertParallelSpec]:
     found: dict[str, type[ExpertParallelSpec]] = {}
     for component in current().components("dispatcher"):
         with contextlib.suppress(PluginError):  # of another dispatcher, which this run does not use
-            if issubclass(spec := component.spec_class(), ExpertParallelSpec):
+            if issubclass(spec := component.spec_class, ExpertParallelSpec):
                 found[component.full_name] = spec
     if len(found) != 1:
         listed = ": " + ", ".join(found) if found else ""

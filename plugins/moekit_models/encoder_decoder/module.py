@@ -1,7 +1,4 @@
-"""The encoder-decoder: embedding, encoder, decoder, head. Reference implementation of the wiring: ``naive.py``.
-
-Attention probabilities have no dropout of their own, unlike in T5.
-"""
+"""The encoder-decoder, without dropout of attention probabilities (T5 has it). Wiring as a reference: ``naive.py``."""
 
 from __future__ import annotations
 
@@ -196,8 +193,8 @@ class EncoderDecoderModel(Model):
 
     def encode(self, source: Source) -> Memory:
         """Runs the encoder on a source."""
-        embedding = self.embedding if self.source_embedding is None else self.source_embedding
-        h_BSD, reports = self.encoder(embedding(source.tokens), source.valid, source.tokens)
+        x_BSD = (self.source_embedding or self.embedding)(source.tokens)
+        h_BSD, reports = self.encoder(x_BSD, source.valid, source.tokens)
         return Memory(h_BSD, source.valid, {f"encoder.{name}": report for name, report in reports.items()})
 
     def write(self, memory: Memory, inputs: Tensor, valid: Tensor | None = None) -> ModelOutput:

@@ -17,7 +17,7 @@ from torch import Tensor
 from moekit.contracts import Batch, ModelOutput
 from moekit.errors import CheckpointError, MoekitError
 from moekit.files import discard
-from moekit.tables import FILE, read_tables, save_tables, table_files
+from moekit.tables import FILE, read_tables, table_files
 from moekit.training.metrics import is_logged_step
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import RunFolder
@@ -26,6 +26,7 @@ from moekit_report.routing import RoutingStatistics
 from moekit_report.routing.classes import CLASSES, class_V
 from moekit_report.routing.panels import loads_of, numbers_of, show_loads, show_numbers, show_report
 from moekit_report.routing.recording import PARTS, TRAIN, VALIDATION, Passes, Rows, joined
+from moekit_report.routing.writing import save_tables
 
 FOLDER = "routing"
 

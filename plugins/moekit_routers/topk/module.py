@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from moekit.contracts import LayerDims, Router
 from moekit.errors import MoekitError
-from moekit.router_math import above_inf, first_top_k, router_logits, top_two_sum
+from moekit.router_math import first_top_k, router_logits
 from moekit.routing import TokenChoice
 from moekit_routers.topk import TopK
 
@@ -132,3 +132,18 @@ class TopKRouter(Router):
             return x_TD
         x_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
         return x_TD * torch.empty_like(x_TD).uniform_(1 - eps, 1 + eps)
+
+
+def top_two_sum(key_TE: Tensor) -> Tensor:
+    """The sum of the two largest keys of each row, -inf included. Rows are the last dimension.
+
+    A NaN counts as larger than any number. Not differentiable.
+    """
+    first_T1, index_T1 = key_TE.detach().max(-1, keepdim=True)
+    rest_TE = key_TE.detach().scatter(-1, index_T1, -torch.inf)
+    return (first_T1 + rest_TE.amax(-1, keepdim=True)).squeeze(-1)
+
+
+def above_inf(key_TE: Tensor) -> Tensor:
+    """The keys with -inf raised to the lowest finite number, so that -inf can mark experts that may not be chosen."""
+    return key_TE.clamp(min=torch.finfo(key_TE.dtype).min)

@@ -9,11 +9,13 @@ import inspect
 import pickle
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
+from moekit.component import imported
 from moekit.contracts import Init
 from moekit.registry import current
 from moekit.spec.fields import fields_of
@@ -22,10 +24,16 @@ from moekit_testing.case import Case, Check, checks_module, normal, seeded
 from moekit_testing.fixtures.inputs import Probe
 
 
+def _contract(name: str) -> Any:
+    """The base class of what the targets of a kind make; None for any."""
+    kind = current().kinds[name]
+    return imported(kind.makes, f"kind '{name}'", "what it makes") if kind.makes else None
+
+
 def checks(case: Case) -> Iterator[Check]:
     """The checks that apply to a case's kind."""
     yield from (check_description, check_constructor)
-    contract = current().kinds[case.kind].contract()
+    contract = _contract(case.kind)
     if contract is None or not issubclass(contract, nn.Module):
         return
     yield from (check_contract, check_ready_when_built, check_state_dict, check_copies)
@@ -53,7 +61,7 @@ def check_description(case: Case) -> None:
 
     ``moekit ls``, ``moekit show`` and the documentation print these.
     """
-    spec, base = case.component.spec_class(), current().kinds[case.kind].spec_class()
+    spec, base = case.component.spec_class, current().kinds[case.kind].spec_class
     require(
         issubclass(spec, base),
         found=f"{spec.__qualname__}, bases {', '.join(b.__name__ for b in spec.__bases__)}",
@@ -80,7 +88,7 @@ def check_constructor(case: Case) -> None:
 def check_contract(case: Case) -> None:
     """Builds an instance of its kind's base class: ``moekit.Router``, ``moekit.ExpertBank``, ..."""
     module = case.build_raw()
-    contract = current().kinds[case.kind].contract()
+    contract = _contract(case.kind)
     require(
         isinstance(module, contract),
         found=f"{type(module).__name__}, bases {', '.join(b.__name__ for b in type(module).__bases__)}",

@@ -47,7 +47,7 @@ def test_losses_of_layers_are_summed_not_averaged() -> None:
 
 def test_every_balance_loss_has_a_default_weight_above_zero() -> None:
     """Megatron-Bridge PR #5165: the coefficient was 0 if a configuration did not set it."""
-    specs = [component.spec_class() for component in current().components("balancer")]
+    specs = [component.spec_class for component in current().components("balancer")]
     weights = {spec.__name__: defaults_of(spec)["weight"] for spec in specs if "weight" in defaults_of(spec)}
     assert {"LoadBalance", "SequenceBalance"} <= set(weights)
     assert all(weight > 0 for weight in weights.values()), weights

@@ -26,13 +26,14 @@ from moekit.checkpoints.writing import (
     SMALL,
     STAGING,
     Background,
-    all_ranks,
+    Ranks,
     assign_shards,
     copy_through,
     file_of,
     save_tree,
 )
 from moekit.compat import timeout_of
+from moekit.distributed import host_group
 from moekit.errors import CheckpointError, SaveError
 from moekit.shards import TensorShard, local_shard
 
@@ -89,11 +90,11 @@ def process_group(store: Path, timeout: timedelta) -> Iterator[None]:
 def test_ranks_talk_over_one_cached_group_with_the_timeout_of_the_run(tmp_path: Path) -> None:
     """torch's own timeout, half an hour, would exceed ``trainer.strategy.timeout``; and groups are expensive."""
     text = "naïve 木 \N{SLIGHTLY SMILING FACE}"
-    assert all_ranks().group is None and all_ranks().all_gather("") == [""]
+    assert Ranks(host_group("checkpoints")).group is None and Ranks().all_gather("") == [""]
     for seconds in (77, 78):  # a later process group has another one
         with process_group(tmp_path / str(seconds), timedelta(seconds=seconds)):
-            ranks = all_ranks()
-            assert ranks.group is not None and ranks.group is all_ranks().group is not dist.group.WORLD
+            ranks = Ranks(host_group("checkpoints"))
+            assert ranks.group is not None and ranks.group is host_group("checkpoints") is not dist.group.WORLD
             assert timeout_of(ranks.group) == timedelta(seconds=seconds)
             assert (ranks.rank, ranks.world) == (0, 1)
             assert ranks.all_gather(text) == [text] and ranks.all_gather("") == [""]

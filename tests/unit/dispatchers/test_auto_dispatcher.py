@@ -247,7 +247,7 @@ def test_the_dispatchers_that_fit_are_those_that_are_timed(choices: Choices, mon
     monkeypatch.setattr(module, "has_onednn", lambda: True)
     bank, x_TD = glu(), torch.randn(T, D)
     AutoDispatcher(Auto(), DIMS).explain(x_TD, routing(), bank)
-    monkeypatch.setattr(module, "TEXTBOOK_NEVER_FROM", 0)
+    monkeypatch.setattr(module, "TEXTBOOK_NEVER_FROM", {True: 0, False: 0})
     for has in (True, False):
         choices.follow(None)
         monkeypatch.setattr(module, "has_onednn", lambda has=has: has)

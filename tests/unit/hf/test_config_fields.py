@@ -78,7 +78,7 @@ LONG |= {"short_factor": [1.0] * 6, "long_factor": [2.0] * 6}
     ],
 )
 def test_rotary_positions_that_would_not_be_the_same_are_refused(name: str, rope: dict[str, Any], message: str) -> None:
-    family = current().get("format", name).spec_class()()
+    family = current().get("format", name).spec_class()
     config = {"rms_norm_eps": 1e-6, **family.tiny()[0], "rope_parameters": rope}
     with pytest.raises(FormatError, match=message):
         model_of(family, config, "config.json")
@@ -92,6 +92,6 @@ def test_a_number_under_two_names() -> None:
 
 
 def test_every_family_has_a_name_of_its_own_and_a_source() -> None:
-    families = [each.spec_class()() for each in current().components("format")]
+    families = [each.spec_class() for each in current().components("format")]
     assert len({each.model_type for each in families}) == len(families) >= 11
     assert all(each.source and each.architecture and each.tiny() for each in families)

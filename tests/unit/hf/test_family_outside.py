@@ -38,7 +38,7 @@ def test_the_example_installed_as_a_package_meets_every_check(tmp_path: Path, mo
     importlib.invalidate_caches()
     try:
         found = registry.current().get("format", "flex_olmo/flex-olmo")
-        family = found.spec_class()()
+        family = found.spec_class()
         with peer.saved(peer.make(family, family.tiny()[0])) as folder:
             assert inspect(folder).name in ("flex-olmo", "flex_olmo/flex-olmo")
         names = []

@@ -13,7 +13,7 @@ from moekit_hf.fields import FormatError
 from moekit_hf.format import FormatSpec
 from moekit_hf.matching import differences, model_of
 
-FAMILIES = {each.name: each.spec_class()() for each in current().components("format") if each.plugin == "hf"}
+FAMILIES = {each.name: each.spec_class() for each in current().components("format") if each.plugin == "hf"}
 
 
 def understood(family: FormatSpec, config: dict[str, Any]) -> Any:

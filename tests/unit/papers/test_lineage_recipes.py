@@ -9,7 +9,7 @@ import pytest
 from moekit.params import ParameterCount, count_parameters
 from moekit.registry import current
 from moekit.spec import load
-from moekit.spec.diffing import diff
+from moekit_report import diff
 
 NAMES = sorted(c.name for c in current().recipes if c.name.startswith("lineage/"))
 MIXTURES = [name for name in NAMES if name != "lineage/dense"]

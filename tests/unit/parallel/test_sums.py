@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from moekit.parallel import sums
-from moekit.parallel.sums import PartialSum, all_reduce_sums, messages, sum_gradients
+from moekit.parallel.sums import PartialSum, all_reduce_sums, messages
+from moekit_lightning.sharded.gradients import sum_gradients
 
 ONE, OTHER = cast(dist.ProcessGroup, "one"), cast(dist.ProcessGroup, "other")
 Sent = list[tuple[Any, list[float]]]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from routings import rows_of
 
 from moekit.contracts import LayerDims
-from moekit.parallel.traffic import choices_of, reached, row_dtype, rows_of, sent
+from moekit.parallel.traffic import choices_of, reached, row_dtype, sent
 from moekit.registry import build
 from moekit.routing import TokenChoice
 from moekit_routers.topk import TopK

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from spec_fakes import Blend, Fair, Head, Pick
 
-from moekit.spec import Change, diff, load
-from moekit.spec.diffing import text_of
+from moekit.spec import load
+from moekit.spec.dumping import text_of
 from moekit.spec.recipe import Paper
+from moekit_report.diffing import Change, diff
 
 
 def changes(*overrides: str) -> list[str]:

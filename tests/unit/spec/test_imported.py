@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from moekit import SpecError
-from moekit.spec import diff, dump, load, to_plain
+from moekit.spec import dump, load, to_plain
 from moekit.spec.kinds import Imported
 from moekit.spec.tree import read
+from moekit_report import diff
 
 STOPPING = {"class": "no_such.package.Stopping", "monitor": "val/loss", "min_delta": 3, "mode": None}
 

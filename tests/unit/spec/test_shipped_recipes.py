@@ -8,9 +8,10 @@ from fake_plugins import module
 from moekit.component import Component
 from moekit.errors import SpecError
 from moekit.registry import current, discover, temporary
-from moekit.spec import diff, dump, load, to_config, to_plain
+from moekit.spec import dump, load, to_config, to_plain
 from moekit.spec.kinds import RouterSpec
 from moekit.spec.tree import read
+from moekit_report import diff
 
 
 class Rival(RouterSpec):

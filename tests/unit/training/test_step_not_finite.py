@@ -19,7 +19,7 @@ from training_helpers import trainer
 from moekit import MoekitError, MoELayer
 from moekit.training import LitMoE
 from moekit.training.run.metrics_log import RunLog, read_metrics
-from moekit.training.step import MAX_IN_A_ROW, NonFinitePolicy, NonFiniteStep
+from moekit.training.step import MAX_IN_A_ROW, Cause, NonFinitePolicy, NonFiniteStep
 
 pytestmark = pytest.mark.usefixtures("quiet_lightning")
 Make = Callable[..., dict[str, Any]]
@@ -170,7 +170,7 @@ def test_gradients_that_overflow_at_a_scale_of_1_stop_the_run(recipe: Make) -> N
 
 
 def test_the_policy_stops_or_counts() -> None:
-    non_finite = NonFiniteStep(what="the loss is nan", where="first not finite: head")
+    non_finite = NonFiniteStep(what="the loss is nan", cause=Cause("first not finite: head"))
     with pytest.raises(MoekitError, match="step 4: the loss is nan\n  first not finite: head\n") as caught:
         NonFinitePolicy("stop").skip(4, non_finite)
     assert str(caught.value).endswith(

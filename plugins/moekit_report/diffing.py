@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from moekit.registry import current
-from moekit.spec.fields import Spec, defaults_of, fields_of
+from moekit.spec.dumping import non_default, text_of
+from moekit.spec.fields import Spec, fields_of
 from moekit.spec.kinds import Imported
 from moekit.spec.recipe import Paper, Recipe
 from moekit.spec.tree import Keys, show
@@ -68,7 +68,7 @@ def _node(a: Any, b: Any, path: Keys) -> Iterator[Change]:
             return
         yield from _fields(a, b, path, names)
     elif _is_group(a) or _is_group(b):
-        yield from _fields(a, b, path, _non_default(b if a is None else a))
+        yield from _fields(a, b, path, non_default(b if a is None else a))
     elif isinstance(a, Mapping | None) and isinstance(b, Mapping | None):
         before, after = a or {}, b or {}
         for key in dict.fromkeys([*before, *after]):
@@ -104,44 +104,3 @@ def _shared(a: Spec, b: Spec) -> list[str]:
     """Names of the fields that hold the same kind of component in both."""
     theirs = {(name, info.kind, info.component) for name, info in fields_of(type(b)).items() if info.kind != "option"}
     return [name for name, info in fields_of(type(a)).items() if (name, info.kind, info.component) in theirs]
-
-
-def _non_default(spec: Spec) -> list[str]:
-    """Names of the fields that are not at their default."""
-    return [name for name, default in defaults_of(type(spec)).items() if getattr(spec, name) != default]
-
-
-def text_of(value: Any, *, depth: int = 0, without: Sequence[str] = (), only: Sequence[str] = ()) -> str:
-    """A value as text: ``none``, ``[1, 2]``, ``topk(top_k=8)`` with the options that are not at their default.
-
-    Args:
-        value: an option's value, a spec, or a map of them.
-        depth: depth inside another spec; below the top, options are shortened to ``(...)``.
-        without: names of fields to omit.
-        only: names of the fields to print, even at their default (default: those that are not).
-    """
-    if value is None:
-        return "none"
-    if isinstance(value, Paper):
-        return " ".join(filter(None, [value.title or "untitled", f"({value.year})" if value.year else ""]))
-    if isinstance(value, Imported):
-        given = ", ".join(f"{name}={text_of(item, depth=depth + 1)}" for name, item in value.arguments.items())
-        return f"{value.name}({'...' if depth and given else given})"
-    if isinstance(value, Spec):
-        names = list(only) or [name for name in _non_default(value) if name not in without]
-        if only and not value.kind:  # a group of alternatives, of which one is set
-            names = [name for name in only if getattr(value, name) is not None] or names
-        if depth and names:
-            return f"{_name(value)}(...)"
-        if not names and not value.kind:
-            names = list(fields_of(type(value)))
-        return f"{_name(value)}({', '.join(f'{n}={text_of(getattr(value, n), depth=depth + 1)}' for n in names)})"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {text_of(item, depth=depth + 1)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(text_of(item, depth=depth + 1) for item in value) + "]"
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
-
-
-def _name(spec: Spec) -> str:
-    return current().use_name(spec) if spec.kind else ""
