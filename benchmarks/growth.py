@@ -25,14 +25,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moekit.contracts import Dispatcher, ExpertBank, LayerDims
-from moekit.parallel.traffic import choices_of, rows_of
+from moekit.parallel.traffic import choices_of
 from moekit.registry import build
 from moekit.routing import TokenChoice
 from moekit_bench.results import ratio, to_json
 from moekit_dispatchers.auto import Auto
 from moekit_dispatchers.expert_parallel import ExpertParallel
 from moekit_experts.glu import Glu
-from moekit_plan.traffic import traffic
+from moekit_plan.traffic import rows_of, traffic
 
 DONE = "measured:"
 """Begins the line with the rows of rank 0."""

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from moekit import build
 from moekit.contracts import BalanceContext, LayerDims
-from moekit.parallel.traffic import reached, sent
 from moekit.routing import Routing, TokenChoice
 from moekit.spec.kinds import BalancerSpec
 
@@ -44,18 +43,3 @@ def loss_of(spec: BalancerSpec, routing: Routing, num_sequences: int = 1) -> Ten
     assert term.weight == spec.weight  # type: ignore[attr-defined]
     value: Tensor = term.value
     return value
-
-
-def rows_of(routing: Routing, size: int, rank: int) -> int:
-    """The number of rows that one rank of an expert group sends to the others.
-
-    Args:
-        routing: of the rank's tokens, after the dispatcher's limits (``Dispatcher.limit``): dropped pairs are not sent.
-        size: size of the expert group, whose ranks hold equal, consecutive parts of the experts.
-        rank: in the expert group, 0 to size - 1.
-
-    Raises:
-        ValueError: a soft routing.
-    """
-    reached_TG = reached(sent(routing), size)
-    return int(reached_TG.sum()) - int(reached_TG[:, rank].sum())

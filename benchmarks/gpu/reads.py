@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import moekit
 from gpu.case import Case, Result, Where
 from gpu.training import small
-from moekit.parallel.traffic import rows_of
 from moekit.routing import TokenChoice
+from moekit_plan.traffic import rows_of
 
 STEPS = 3
 WARM = 4  # steps before: `auto` times its candidates, buffers are made

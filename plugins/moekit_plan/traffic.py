@@ -1,12 +1,15 @@
 """Bytes and messages of expert parallelism, for a number of rows. Nothing is communicated.
 
-The rows are known exactly for a given routing (``moekit.parallel.traffic.rows_of``), and expected for given sizes
+The rows are known exactly for a given routing (``rows_of``), and expected for given sizes
 (``moekit_plan.reach``).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+
+from moekit.parallel.traffic import reached, sent
+from moekit.routing import Routing
 
 INDEX_BYTES = 4  # of an expert's index, int32
 COUNT_BYTES = 16  # sent to each rank before the rows: the number of rows and of pairs, int64
@@ -67,3 +70,18 @@ def traffic(
         forward_messages=5 * peers,  # counts, tokens, gates, indices; outputs
         backward_messages=3 * peers,  # of outputs; of tokens, of gates
     )
+
+
+def rows_of(routing: Routing, size: int, rank: int) -> int:
+    """The number of rows that one rank of an expert group sends to the others.
+
+    Args:
+        routing: of the rank's tokens, after the dispatcher's limits (``Dispatcher.limit``): dropped pairs are not sent.
+        size: size of the expert group, whose ranks hold equal, consecutive parts of the experts.
+        rank: in the expert group, 0 to size - 1.
+
+    Raises:
+        ValueError: a soft routing.
+    """
+    reached_TG = reached(sent(routing), size)
+    return int(reached_TG.sum()) - int(reached_TG[:, rank].sum())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from routings import rows_of
 
 from moekit.contracts import LayerDims
 from moekit.parallel.traffic import choices_of, reached, row_dtype, sent
 from moekit.registry import build
 from moekit.routing import TokenChoice
+from moekit_plan.traffic import rows_of
 from moekit_routers.topk import TopK
 from moekit_testing.fixtures.routings import some_routing
 

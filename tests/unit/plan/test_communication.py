@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from plan_cases import REQUEST, SPEC, USE, WEIGHTS
-from routings import rows_of
 
 from moekit import LayerDims
 from moekit.registry import build
 from moekit_plan.communication import layer_traffic, traffic_of
 from moekit_plan.reach import ranks_of
+from moekit_plan.traffic import rows_of
 from moekit_plan.weight_bytes import Layout
 from moekit_routers.topk import TopK
 
