@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from moekit_models.attending import BLOCK, InBlocks, attention, by_blocks
 
@@ -69,7 +70,7 @@ def test_blocks_are_for_causal_fp32_training_of_short_sequences_alone() -> None:
         assert not by_blocks(q, k, v, {"is_causal": True})
     with torch.autocast("cpu", torch.bfloat16):
         assert not by_blocks(q, k, v, {"is_causal": True})
-    with torch.utils.flop_counter.FlopCounterMode(display=False):
+    with FlopCounterMode(display=False):
         assert not by_blocks(q, k, v, {"is_causal": True})
 
 
