@@ -110,7 +110,7 @@ class InBlocks(torch.autograd.Function):
             softmax_backward_(d_NXS, p_NXS)
             torch.baddbmm(dq_bNXD[i], d_NXS, k_NSD[:, :end], beta=0, alpha=scale, out=dq_bNXD[i])
             dk_NSD[:, :end].baddbmm_(d_NXS.mT, q_bNXD[i], alpha=scale)
-        dk, dv = (t.unflatten(0, (B, key_heads)).transpose(1, 2) for t in (dk_NSD, dv_NSV))
+        dk, dv = (t.view(B, key_heads, *t.shape[1:]).transpose(1, 2) for t in (dk_NSD, dv_NSV))
         return _unblocked(dq_bNXD, heads, key_heads), dk, dv, None
 
 
@@ -121,14 +121,16 @@ def _rows(t: Tensor) -> Tensor:
 
 def _blocks(t: Tensor, key_heads: int) -> Tensor:
     """``[B, S, heads, D] -> [blocks, N, X, D]``."""
-    t = t.unflatten(2, (key_heads, -1)).unflatten(1, (-1, BLOCK))
-    return t.permute(1, 0, 3, 4, 2, 5).flatten(1, 2).flatten(2, 3)
+    B, S, heads, D = t.shape
+    t = t.reshape(B, S // BLOCK, BLOCK, key_heads, heads // key_heads, D)
+    return t.permute(1, 0, 3, 4, 2, 5).reshape(S // BLOCK, B * key_heads, -1, D)
 
 
 def _unblocked(t_bNXD: Tensor, heads: int, key_heads: int) -> Tensor:
     """The opposite."""
-    t = t_bNXD.unflatten(2, (heads // key_heads, BLOCK)).unflatten(1, (-1, key_heads))
-    return t.permute(1, 0, 4, 2, 3, 5).flatten(3, 4).flatten(1, 2)
+    b, N, _, D = t_bNXD.shape
+    t = t_bNXD.view(b, N // key_heads, key_heads, heads // key_heads, BLOCK, D)
+    return t.permute(1, 0, 4, 2, 3, 5).reshape(N // key_heads, b * BLOCK, heads, D)
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
