@@ -53,8 +53,8 @@ class Cache:
         start, end = self._length, self._length + rows[0].shape[-2]
         if torch.is_grad_enabled() and any(r.requires_grad for r in (*rows, *self._rows)):
             # Writing into the buffer would overwrite what autograd has saved for backward.
-            held = (r.narrow(-2, 0, start) for r in self._rows)
-            self._rows = tuple(torch.cat(pair, dim=-2) for pair in zip(held, rows, strict=True)) if start else rows
+            held = tuple(r.narrow(-2, 0, start) for r in self._rows)
+            self._rows = tuple(torch.cat(pair, dim=-2) for pair in zip(held, rows, strict=True)) if held else rows
         else:
             if not self._rows or end > self._rows[0].shape[-2]:
                 held = tuple(r.narrow(-2, 0, start) for r in self._rows)
