@@ -94,5 +94,5 @@ class MultiHeadLatentAttention(nn.Module):
             visible["attn_mask"] = visible["attn_mask"].repeat(s.heads, 1)
         # The average includes the rotary keys: removing them first would copy all latents.
         mean = F.scaled_dot_product_attention(q, known[:, None], known[:, None], **visible, scale=scale)
-        mean = mean[..., : s.kv_rank].unflatten(2, (s.heads, S)).permute(2, 0, 3, 1, 4).reshape(s.heads, B * S, -1)
+        mean = mean[..., : s.kv_rank].reshape(B, s.heads, S, -1).transpose(0, 1).reshape(s.heads, B * S, -1)
         return torch.bmm(mean, w_uv.mT).view(s.heads, B, S, -1).transpose(0, 1)
