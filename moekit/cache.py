@@ -51,12 +51,13 @@ class Cache:
         """
         self._check(rows)
         start, end = self._length, self._length + rows[0].shape[-2]
-        held = tuple(r.narrow(-2, 0, start) for r in self._rows)
-        if torch.is_grad_enabled() and any(r.requires_grad for r in (*rows, *held)):
+        if torch.is_grad_enabled() and any(r.requires_grad for r in (*rows, *self._rows)):
             # Writing into the buffer would overwrite what autograd has saved for backward.
+            held = tuple(r.narrow(-2, 0, start) for r in self._rows)
             self._rows = tuple(torch.cat(pair, dim=-2) for pair in zip(held, rows, strict=True)) if held else rows
         else:
-            if not held or end > self._rows[0].shape[-2]:
+            if not self._rows or end > self._rows[0].shape[-2]:
+                held = tuple(r.narrow(-2, 0, start) for r in self._rows)
                 room = end + max(end // 2, BLOCK)
                 self._rows = tuple(r.new_empty(*r.shape[:-2], room, r.shape[-1]) for r in rows)
                 for row, before in zip(self._rows, held, strict=False):

@@ -100,6 +100,11 @@ def onednn_linear(x_ND: Tensor, w_HD: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x_ND, w_HD, None, "none", [], "")  # type: ignore[no-any-return]
 
 
+def softmax_backward_(g: Tensor, p: Tensor) -> None:
+    """Replaces the gradient of probabilities ``p``, a softmax over the last dimension, by that of the scores."""
+    torch._softmax_backward_data(g, p, -1, p.dtype, grad_input=g)
+
+
 # ---- Lightning ------------------------------------------------------------------------------------------------------
 
 

@@ -47,8 +47,8 @@ def by_onednn(x: Tensor, weight_HD: Tensor) -> bool:
         and torch.is_grad_enabled()
         and x.dtype == weight_HD.dtype == torch.float32
         and x.device.type == "cpu"
-        and onednn_is_faster()
         and not torch.compiler.is_compiling()
+        and onednn_is_faster()
         and not torch.is_autocast_enabled("cpu")
         and not is_observed()
         and all(type(t) in (Tensor, nn.Parameter) for t in (x, weight_HD))

@@ -21,7 +21,7 @@ SORTED_AT_ONCE = 1024
 
 def autocast_off(device: torch.device) -> AbstractContextManager[object]:
     """A context manager that disables autocast on ``device``."""
-    if torch.amp.is_autocast_available(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 

@@ -147,7 +147,7 @@ class TokenChoice(Routing):
     def pairs(self) -> Pairs:
         """N = T·K pairs, token by token. Those of padding, and those that are not sent, have expert E."""
         T, K = self.expert_TK.shape
-        token_N = torch.arange(T, device=self.expert_TK.device).repeat_interleave(K)
+        token_N = torch.arange(T, device=self.expert_TK.device)[:, None].expand(T, K).reshape(-1)
         expert_TK, counts_TK = self.expert_TK, self.counts_TK()
         if counts_TK is not None:
             expert_TK = expert_TK.where(counts_TK, self.num_experts)

@@ -60,7 +60,7 @@ def turns(x: Tensor, width: int, theta: float, longer: Longer | None = None, sta
     fixed = longer is None or isinstance(longer, Yarn) or (isinstance(longer, Stretch) and not longer.reads_length)
     small = room * width * max(heads, 1) <= MOST_KEPT
     if fixed and small and not torch.compiler.is_compiling() and not is_observed():
-        return _kept_turns(width, theta, longer, room, wide, x.device, heads).between(start, end)
+        return _kept_between(start, end, width, theta, longer, room, wide, x.device, heads)
     return _turns(width, theta, longer, end, wide, x.device, heads).between(start, end)
 
 
@@ -82,6 +82,16 @@ def _turns(
     cos, sin = angle.cos() * scale, angle.sin() * scale
     both = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
     return Turns(*(t[:, None].repeat(1, heads, 1) if heads else t for t in both))
+
+
+@lru_cache(maxsize=16)
+def _kept_between(
+    start: int, end: int, R: int, theta: float, longer: Longer | None, room: int, dtype: torch.dtype,
+    device: torch.device, heads: int,
+) -> Turns:  # fmt: skip
+    """Views of the kept turns, which all layers share in a step of decoding."""
+    with torch.inference_mode(False):
+        return _kept_turns(R, theta, longer, room, dtype, device, heads).between(start, end)
 
 
 @lru_cache(maxsize=16)

@@ -87,6 +87,14 @@ def test_a_dispatch_mode_sees_every_operator() -> None:
     assert list(compat.tree_iter({"a": [1, (2,)]})) == [1, 2]
 
 
+def test_softmax_backward_replaces_a_gradient_by_that_of_the_scores() -> None:
+    scores = torch.randn(3, 5, requires_grad=True)
+    g, p = torch.randn(3, 5), scores.softmax(-1)
+    (right,) = torch.autograd.grad(p, scores, g)
+    compat.softmax_backward_(g, p.detach())
+    torch.testing.assert_close(g, right)
+
+
 def test_foreach_norm_is_the_norm_of_each_tensor_in_the_given_dtype() -> None:
     tensors = [torch.tensor([3.0, 4.0], dtype=torch.bfloat16), torch.tensor([[5.0], [12.0]], dtype=torch.bfloat16)]
     norms = compat.foreach_norm(tensors, 2.0, dtype=torch.float32)

@@ -86,7 +86,7 @@ class ListedGroups(Groups):
 
     def _rows(self, x_ND: Tensor) -> Iterator[tuple[int, Tensor]]:
         sizes = [n for _, n in self.sizes]
-        return zip((e for e, _ in self.sizes), torch.split(x_ND, sizes) if sizes else (), strict=True)
+        return zip((e for e, _ in self.sizes), x_ND.split_with_sizes(sizes) if sizes else (), strict=True)
 
 
 class SortedPairs(NamedTuple):
@@ -171,9 +171,15 @@ def dispatch_few(x_TD: Tensor, pairs: Pairs, experts: ExpertBank) -> Dispatched:
     """The result of ``GroupedDispatcher`` for a few pairs; those that go nowhere are filtered out on the host."""
     expert_N, pair_N = pairs.expert_N.sort(stable=True)
     listed = [e for e in expert_N.tolist() if e < experts.num_experts]
-    pair_N = pair_N[: len(listed)]
-    token_N = pairs.token_N[pair_N]
-    out_NO = experts(x_TD[token_N], ListedGroups(listed, experts.num_experts))
-    gated_NO = pairs.gate_N[pair_N][:, None] * out_NO  # in the wider of the two dtypes
-    y_TO = gated_NO.new_zeros(x_TD.shape[0], experts.out_dim).index_add(0, token_N, gated_NO)
+    if len(listed) < len(pair_N):
+        pair_N = pair_N[: len(listed)]
+    gate_N, groups = pairs.gate_N.index_select(0, pair_N), ListedGroups(listed, experts.num_experts)
+    if x_TD.shape[0] == 1:  # every row is the same token, and all rows are summed
+        out_NO = experts(x_TD.expand(len(listed), -1), groups)
+        y_TO = (gate_N[:, None] * out_NO).sum(0, keepdim=True)  # in the wider of the two dtypes
+    else:
+        token_N = pairs.token_N.index_select(0, pair_N)
+        out_NO = experts(x_TD.index_select(0, token_N), groups)
+        gated_NO = gate_N[:, None] * out_NO
+        y_TO = gated_NO.new_zeros(x_TD.shape[0], experts.out_dim).index_add(0, token_N, gated_NO)
     return Dispatched(y_TO=y_TO.to(out_NO.dtype), dropped=pair_N.new_zeros(()))

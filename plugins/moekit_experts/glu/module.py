@@ -71,7 +71,9 @@ class GluExperts(ExpertBank):
         hidden_NH = self._gated(gate_NH, up_NH)
         if self.scale_EH is not None:  # in the hidden layer's dtype, which under autocast differs from the parameter's
             hidden_NH = hidden_NH * groups.per_row(self.scale_EH.to(hidden_NH.dtype))
-        y_NO = groups.linear(F.dropout(hidden_NH, self.dropout, self.training), self.w_down_EOH, self.b_down_EO)
+        if self.dropout and self.training:
+            hidden_NH = F.dropout(hidden_NH, self.dropout)
+        y_NO = groups.linear(hidden_NH, self.w_down_EOH, self.b_down_EO)
         return y_NO if self.w_output_EXD is None else y_NO * groups.linear(x_ND, self.w_output_EXD).sigmoid()
 
     def _gated(self, gate_NH: Tensor, up_NH: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Grouped-query attention, on ``F.scaled_dot_product_attention``. Reference implementation: ``naive.py``."""
+"""Grouped-query attention. Reference implementation: ``naive.py``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from moekit.contracts import Cache
 from moekit.products import Linear
+from moekit_models.attending import attention
 from moekit_models.blocks import Mask, mask, mask_of_new, positions_before, within, within_chunk
 from moekit_models.gqa import GQA, Temperature
 from moekit_models.norms import RMSNorm
@@ -74,9 +75,9 @@ class GroupedQueryAttention(nn.Module):
             visible = within_chunk(spec.chunk, visible, q.shape[-2], k.shape[-2], q.device)
         if self.b_sink_X is not None:
             k, v, visible = self._with_sinks(q, k, v, visible)
-        shared, scale = self.kv_heads != spec.heads, score_scale(spec.head_dim, spec.yarn)
-        y = F.scaled_dot_product_attention(q, k, v, **visible, scale=scale, enable_gqa=shared)
-        return cast(Tensor, self.out(y.transpose(1, 2).flatten(-2)))
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        y = attention(q, k, v, visible, score_scale(spec.head_dim, spec.yarn))
+        return cast(Tensor, self.out(y.flatten(-2)))
 
     def _heads(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
         """``[B, S, heads · head_dim] -> [B, S, heads, head_dim]``, normed if there is a norm, and clipped."""

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from moekit.contracts import Cache
 from moekit.products import Linear
-from moekit_models.blocks import Mask, mask, mask_of_new, positions_before
+from moekit_models.attending import attention
+from moekit_models.blocks import mask, mask_of_new, positions_before
 from moekit_models.mla import MLA
 from moekit_models.norms import RMSNorm
 from moekit_models.rotary import rotate, score_scale, turns
@@ -59,22 +60,22 @@ class MultiHeadLatentAttention(nn.Module):
         s, start = self.spec, positions_before(cache, self.causal)
         by = turns(x_BSD, s.rope_dim, s.rope_theta, s.yarn, start)
         latent_q = x_BSD if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x_BSD))
-        latent_kv, k_rope = self.kv_down(x_BSD).split([s.kv_rank, s.rope_dim], dim=-1)
+        latent_kv, k_rope = self.kv_down(x_BSD).split_with_sizes([s.kv_rank, s.rope_dim], dim=-1)
         latent_kv, k_rope = self.kv_norm(latent_kv), rotate(k_rope, by)
         # [B, S, heads, ...]: parts are concatenated in this layout; heads move before positions afterwards.
         q = self.q_up(latent_q).unflatten(-1, (s.heads, -1))
-        q_nope, q_rope = q.split([s.nope_dim, s.rope_dim], dim=-1)
+        q_nope, q_rope = q.split_with_sizes([s.nope_dim, s.rope_dim], dim=-1)
         scale = score_scale(q.shape[-1], s.yarn) or q.shape[-1] ** -0.5
         if cache is not None:
             (known,) = cache.extend(torch.cat([latent_kv, k_rope], dim=-1))
         q_rope = rotate(q_rope, turns(x_BSD, s.rope_dim, s.rope_theta, s.yarn, start, s.heads))
         if cache is not None and start:
-            y = self._absorbed(q_nope.transpose(1, 2), q_rope.transpose(1, 2), known, scale)
+            y = self._absorbed(q_nope, q_rope, known, scale)
         else:
             q = torch.cat([q_nope, q_rope], dim=-1)
             k_nope, v = self.kv_up(latent_kv).unflatten(-1, (s.heads, -1)).split([s.nope_dim, s.value_dim], dim=-1)
             k = torch.cat([k_nope, k_rope[:, :, None].expand(-1, -1, s.heads, -1)], dim=-1)
-            y = _attend(q, k, v, mask(self.causal, valid_BS, document_BS), scale)
+            y = attention(q, k, v, mask(self.causal, valid_BS, document_BS), scale).transpose(1, 2)
         return cast(Tensor, self.out(y.transpose(1, 2).flatten(-2)))
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, known: Tensor, scale: float) -> Tensor:
@@ -82,27 +83,16 @@ class MultiHeadLatentAttention(nn.Module):
 
         All heads attend to the same rows, so they are queries of one head: ``[B, 1, heads · S, kv_rank + rope_dim]``.
         """
-        s, (B, _, S, _) = self.spec, q_nope.shape
+        s, (B, S) = self.spec, q_nope.shape[:2]
         w_kv = self.kv_up.weight.reshape(s.heads, s.nope_dim + s.value_dim, s.kv_rank)
-        w_uk, w_uv = w_kv[:, : s.nope_dim], w_kv[:, s.nope_dim :]
-        q = torch.cat([q_nope @ w_uk, q_rope], dim=-1).flatten(1, 2)[:, None]
+        w_uk, w_uv = w_kv.split_with_sizes([s.nope_dim, s.value_dim], dim=1)
+        # One product for each head, over all sequences: a product with broadcast weights would copy them B times.
+        q_nope = torch.bmm(q_nope.flatten(0, 1).transpose(0, 1), w_uk).view(s.heads, B, S, s.kv_rank)
+        q = torch.cat([q_nope.transpose(0, 1), q_rope.transpose(1, 2)], dim=-1).view(B, 1, s.heads * S, -1)
         visible = mask_of_new(S, known.shape[-2] - S, q.device)
         if "attn_mask" in visible:
             visible["attn_mask"] = visible["attn_mask"].repeat(s.heads, 1)
         # The average includes the rotary keys: removing them first would copy all latents.
         mean = F.scaled_dot_product_attention(q, known[:, None], known[:, None], **visible, scale=scale)
-        return mean[..., : s.kv_rank].reshape(B, s.heads, S, s.kv_rank) @ w_uv.mT
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Mask, scale: float) -> Tensor:
-    """Attention with values narrower or wider than keys: ``[B, S, heads, ...] -> [B, heads, S, ...]``."""
-    width, value_dim = q.shape[-1], v.shape[-1]
-    # Fused kernels need one width: padding with zeros changes no score, and is removed again.
-    # (1 thread, fp32, 16 x 4 heads x 256 positions, 48 and 32 wide: 34 ms forward and backward against 62.)
-    if width < value_dim:
-        q, k = F.pad(q, (0, value_dim - width)), F.pad(k, (0, value_dim - width))
-    elif value_dim < width:
-        v = F.pad(v, (0, width - value_dim))
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    y = F.scaled_dot_product_attention(q, k, v, **visible, scale=scale)
-    return y[..., :value_dim]
+        mean = mean[..., : s.kv_rank].reshape(B, s.heads, S, -1).transpose(0, 1).reshape(s.heads, B * S, -1)
+        return torch.bmm(mean, w_uv.mT).view(s.heads, B, S, -1).transpose(0, 1)
