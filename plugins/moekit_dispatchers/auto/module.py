@@ -155,7 +155,7 @@ class AutoDispatcher(Dispatcher):
         text = (
             f"{size.text} in={x_TD.shape[1]} first={form.w_in_EHD.shape[1]} out={form.w_out_EOH.shape[1]} "
             f"activation={form.activation} gated={form.gated} dtype={x_TD.dtype} autocast={autocast} grad={grad} "
-            f"save={self.spec.save}"
+            f"save={self.spec.save} of={'/'.join(able)}"
         )
         machine = machine_of(device)
         known = CHOICES.get(machine, text)
