@@ -104,7 +104,9 @@ def main() -> None:
             "balance and bookkeeping, %": "{:.1f}",
         }
         name, rows = "steps", list(own_rows(args.recipes, settings))
-    words = f"{args.rounds} rounds, fp32. Parts are medians." if args.against else f"{args.rounds} rounds, fp32."
+    words = f"{args.rounds} rounds" + (
+        ", fp32; parts are medians." if args.against else "." if args.variants else ", fp32."
+    )
     measured.publish(name, measured.table(columns, rows, words=words), docs=args.docs)
 
 

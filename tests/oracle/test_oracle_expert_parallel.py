@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from moekit.contracts import LayerDims
-from moekit.parallel.traffic import rows_of
 from moekit.registry import build
 from moekit.routing import TokenChoice
 from moekit_dispatchers.expert_parallel.naive import naive_exchange
 from moekit_dispatchers.loop import Loop
+from moekit_plan.traffic import rows_of
 from moekit_testing.fixtures.reference import TanhExperts
 from moekit_testing.fixtures.routings import some_routing
 

@@ -14,7 +14,7 @@ def test_each_plugin_is_listed_with_what_it_offers(use: Use, capsys: Captured) -
     use(ACME, BETA)
     table = (
         "plugin  package       API  offers\n"
-        "moekit  moekit 0.1.0  2    17 kinds, 8 verbs\n"
+        "moekit  moekit 0.1.0  2    17 kinds, 7 verbs\n"
         "acme    acme-moe 1.2  2    1 router, 1 balancer, 1 model\n"
         "beta    beta 0.3      2    1 router"
     )
@@ -26,7 +26,7 @@ def test_a_failed_plugin_is_listed_with_its_error_and_ends_with_code_1(use: Use,
     assert main(["plugins"]) == 1
     assert capsys.readouterr().out == (
         "plugin  package         API  offers\n"
-        "moekit  moekit 0.1.0    2    17 kinds, 8 verbs\n"
+        "moekit  moekit 0.1.0    2    17 kinds, 7 verbs\n"
         "acme    acme-moe 1.2    2    1 router, 1 balancer, 1 model\n"
         "broken  broken-moe 2.0  -    failed\n"
         "\n"

@@ -58,8 +58,12 @@ def test_a_pass_without_storage_takes_the_bytes_of_a_real_one(
 
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "switch"])
-def test_a_plan_is_near_what_a_training_batch_saves(name: str) -> None:
-    """Within 1 %, for the recipe's own data: the batch itself and padding masks are not planned."""
+def test_a_plan_is_near_what_a_training_batch_saves(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within 1 %, for the recipe's own data: the batch itself and padding masks are not planned.
+
+    Neither is what attention keeps on a CPU alone, for texts of up to 256 tokens.
+    """
+    monkeypatch.setattr("moekit_models.attending.MOST", 0)
     recipe = load(name, GROUPED if name.startswith("deepseek_v3") else [])
     module = LitMoE(recipe)
     batch = batch_at(module.prepare(), seed=0, step=0)

@@ -328,7 +328,7 @@ def test_training_continues_without_logs(run: Run, monkeypatch: pytest.MonkeyPat
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        for module in ("moekit.training.run.metrics_log", "moekit.tables"):
+        for module in ("moekit.training.run.metrics_log", "moekit_report.routing.writing"):
             patch.setattr(f"{module}.replace_file", full)
         patch.setattr("moekit_lightning.event_file.make_directory", full)
         said = run.resume()
