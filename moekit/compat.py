@@ -69,6 +69,11 @@ def is_observed() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0 or is_transformed()
 
 
+def is_eager() -> bool:
+    """Whether operators on a CPU run as they are called: not compiled, not under autocast, not observed."""
+    return not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu") and not is_observed()
+
+
 def is_transformed() -> bool:
     """Whether ``torch.func`` transforms what runs."""
     return torch._C._functorch.peek_interpreter_stack() is not None

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit.compat import has_onednn, is_observed, onednn_linear
+from moekit.compat import has_onednn, is_eager, onednn_linear
 from moekit.machine import processor_name
 
 FROM, ROWS = 1 << 20, 128
@@ -47,10 +47,8 @@ def by_onednn(x: Tensor, weight_HD: Tensor) -> bool:
         and torch.is_grad_enabled()
         and x.dtype == weight_HD.dtype == torch.float32
         and x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
+        and is_eager()
         and onednn_is_faster()
-        and not torch.is_autocast_enabled("cpu")
-        and not is_observed()
         and all(type(t) in (Tensor, nn.Parameter) for t in (x, weight_HD))
     )
 

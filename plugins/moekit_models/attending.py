@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moekit.compat import is_observed, softmax_backward_
+from moekit.compat import is_eager, softmax_backward_
 from moekit_models.blocks import Mask
+from moekit_models.derivatives import differentiable_gradients
 
 BLOCK = 64
 """Queries of a block: it skips the keys after its last query."""
@@ -58,9 +59,7 @@ def by_blocks(q: Tensor, k: Tensor, v: Tensor, visible: Mask) -> bool:
         and BLOCK < S == k.shape[1] <= MOST
         and S % BLOCK == 0
         and all(type(t) is Tensor and t.dtype == torch.float32 and t.device.type == "cpu" for t in (q, k, v))
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-        and not is_observed()
+        and is_eager()
     )
 
 
@@ -96,9 +95,8 @@ class InBlocks(torch.autograd.Function):
         """Gradients of queries, keys and values."""
         q, k, v, *probabilities = ctx.saved_tensors
         if torch.is_grad_enabled():  # for a second derivative
-            needed = [t for t, needs in zip((q, k, v), ctx.needs_input_grad, strict=False) if needs]
-            found = iter(torch.autograd.grad(_plain(q, k, v, ctx.scale), needed, g, create_graph=True))
-            return *(next(found) if needs else None for needs in ctx.needs_input_grad[:3]), None
+            y = _plain(q, k, v, ctx.scale)
+            return *differentiable_gradients(y, (q, k, v), ctx.needs_input_grad, g), None
         (B, _, heads, _), key_heads, scale = q.shape, k.shape[2], ctx.scale
         q_bNXD, g_bNXV = _blocks(q, key_heads), _blocks(g, key_heads)
         k_NSD, v_NSV = _rows(k), _rows(v)

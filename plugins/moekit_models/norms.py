@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moekit.compat import is_transformed
+from moekit_models.derivatives import differentiable_gradients
 
 
 class RMSNorm(nn.RMSNorm):
@@ -55,9 +56,7 @@ class FewPasses(torch.autograd.Function):
         x, weight_D, scale = ctx.saved_tensors
         if torch.is_grad_enabled():  # for a second derivative
             y = F.rms_norm(x, weight_D.shape, weight_D, ctx.eps)
-            needed = [t for t, needs in zip((x, weight_D), ctx.needs_input_grad, strict=False) if needs]
-            found = iter(torch.autograd.grad(y, needed, g, create_graph=True))
-            dx, dw = (next(found) if needs else None for needs in ctx.needs_input_grad[:2])
+            dx, dw = differentiable_gradients(y, (x, weight_D), ctx.needs_input_grad, g)
             return dx, dw, None
         D = x.shape[-1]
         x_ND, g_ND, scale_N = x.reshape(-1, D), g.reshape(-1, D), scale.reshape(-1)

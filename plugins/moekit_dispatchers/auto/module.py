@@ -111,7 +111,7 @@ class AutoDispatcher(Dispatcher):
             x_TD.shape, gates.shape, w_in_EXD.shape, w_out_EOH.shape, device,
             x_TD.dtype, gates.dtype, w_in_EXD.dtype, w_out_EOH.dtype,
             type(x_TD), type(w_in_EXD), type(w_out_EOH), form.activation, self.fixed, self.spec.save,
-            torch.is_grad_enabled() and (x_TD.requires_grad or w_in_EXD.requires_grad), torch.get_num_threads(),
+            has_gradients(x_TD, form), torch.get_num_threads(),
             torch.is_autocast_enabled(device.type), torch.are_deterministic_algorithms_enabled(), is_observed(),
             HAS_RANKS and dist.is_initialized() and dist.get_world_size(),
             device.type == "cuda" and type(x_TD) is Tensor and torch.cuda.is_current_stream_capturing(),

@@ -22,6 +22,6 @@ class Fused(DispatcherSpec):
     )
     products: Literal["torch", "onednn"] = option(
         "torch",
-        "the library that multiplies in fp32: torch's own choice (MKL, as a rule), or oneDNN, which is faster on some "
+        "the library that multiplies in fp32: torch's own choice (usually MKL), or oneDNN, which is faster on some "
         "processors; 'auto' finds out",
     )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from moekit.errors import MoekitError
+from moekit_dispatchers.derivatives import forbid_second_derivative
 from moekit_dispatchers.fused.activations import activate, activate_backward
 from moekit_dispatchers.fused.products import Block, outer_products, products, room
 from moekit_dispatchers.fused.thread_pool import Share, run_shares
@@ -110,13 +110,9 @@ class BlockwiseExperts(torch.autograd.Function):
         """Recomputes what was not saved; computes all gradients of a block while it is in the cache.
 
         Raises:
-            MoekitError: under ``create_graph``: a second derivative would be missing silently.
+            MoekitError: under ``create_graph``.
         """
-        if torch.is_grad_enabled():
-            raise MoekitError(
-                "the dispatcher 'fused' is differentiable once, so it does not support create_graph=True; "
-                "the dispatcher 'grouped' has derivatives of any order"
-            )
+        forbid_second_derivative("fused")
         x_TD, gate_N, w_in_EHD, w_out_EOH, token_N, h_NH, act_NH = ctx.saved_tensors
         plan: Plan = ctx.plan
         needs_x, needs_gate, needs_in, needs_out = ctx.needs_input_grad[:4]

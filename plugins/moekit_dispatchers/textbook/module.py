@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moekit.compat import is_observed
+from moekit.compat import is_eager
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims, StandardForm
 from moekit.contracts.layer import Groups
 from moekit.routing import Routing, TokenChoice, gates_of, pairs_of
@@ -61,9 +61,7 @@ def is_whole(x_TD: Tensor, gates: Tensor, form: StandardForm) -> bool:
         and gates.numel() > 0
         and w_in_EXD.is_contiguous()
         and w_out_EOH.is_contiguous()
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and not is_observed()
+        and is_eager()
     )
 
 

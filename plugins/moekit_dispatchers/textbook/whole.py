@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moekit.errors import MoekitError
+from moekit_dispatchers.derivatives import forbid_second_derivative
 from moekit_dispatchers.fused.activations import activate_backward
 from moekit_dispatchers.grouped.ops import narrow_keys
 
@@ -80,13 +80,9 @@ class WholeExperts(torch.autograd.Function):
         """All gradients, in arrays of all rows.
 
         Raises:
-            MoekitError: under ``create_graph``: a second derivative would be missing silently.
+            MoekitError: under ``create_graph``.
         """
-        if torch.is_grad_enabled():
-            raise MoekitError(
-                "the dispatcher 'textbook' is differentiable once, so it does not support create_graph=True; "
-                "the dispatcher 'grouped' has derivatives of any order"
-            )
+        forbid_second_derivative("textbook")
         gate_TK, w_in_EXD, w_out_EOH, order_N, row_N, token_N, end_E, x_ND, h_NX, acted_NH, act_NH, y_NO = (
             ctx.saved_tensors
         )

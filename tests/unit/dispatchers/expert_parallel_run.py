@@ -35,9 +35,9 @@ from moekit.contracts import ExpertBank, Init, LayerDims
 from moekit.contracts.layer import Groups
 from moekit.moe_layer import MoELayer
 from moekit.parallel.mesh import EXPERT, REPLICA, expert_mesh, world_mesh
-from moekit.parallel.traffic import choices_of, reached, sent
+from moekit.parallel.traffic import choices_of
 from moekit.registry import build
-from moekit.routing import Routing, TokenChoice, gates_of
+from moekit.routing import TokenChoice, gates_of
 from moekit.spec.kinds import DispatcherSpec, Form, MoE
 from moekit.weights import init_weights
 from moekit_balancers.load_balance import LoadBalance
@@ -50,7 +50,7 @@ from moekit_dispatchers.fused import Fused
 from moekit_dispatchers.grouped import Grouped
 from moekit_dispatchers.loop import Loop
 from moekit_experts.glu import Glu
-from moekit_plan.traffic import traffic
+from moekit_plan.traffic import rows_of, traffic
 from moekit_routers.topk import TopK
 
 TIMEOUT = timedelta(seconds=200)  # which every group of ranks must inherit
@@ -90,12 +90,6 @@ def reference_implementation(size: int) -> None:
     mine = rank() - first
     close(out.y_TO.detach(), y[mine].detach(), "y of the reference")
     assert rows_of(routing, size, mine) == sum(sent[mine]) - sent[mine][mine]
-
-
-def rows_of(routing: Routing, size: int, rank: int) -> int:
-    """The rows that one rank of an expert group sends to the others."""
-    reached_TG = reached(sent(routing), size)
-    return int(reached_TG.sum() - reached_TG[:, rank].sum())
 
 
 def bytes_sent(size: int, dtype: torch.dtype, form: Form = "token_choice", *, autocast: bool = False) -> None:
