@@ -307,6 +307,7 @@ def test_a_run_without_validation_ends_without_a_comparison(
         (["train", "jacobs1991", "--name", ""], "invalid run name '': "),
         (["train", "--resume", "nothing"], "no run at 'nothing'"),
         (["train", "--resume", "nothing", "deepseek_v3"], "expected only path.to.option=value"),
+        (["train", "--resume", "nothing", "--name", "x"], "--resume keeps the run's folder: it takes no --name x"),
         (["generate", "nothing", "x"], "no run at 'nothing'"),
         (["generate", "nothing", ""], "prompt is empty"),
         (["generate", "nothing", "caf\udce9"], "the prompt 'caf\\udce9' has bytes that are not UTF-8"),
