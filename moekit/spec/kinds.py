@@ -115,6 +115,10 @@ class BalancerSpec(Spec):
         return ()
 
 
+MOST_LAYERS = 10_000
+"""The most layers of a stack, which are built one by one: more would fill the memory before anything is computed."""
+
+
 class AttentionSpec(Spec):
     """Base of attention specs."""
 

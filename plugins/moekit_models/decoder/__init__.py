@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import ClassVar, Literal
 
 from moekit.spec.fields import Spec, group, option, slot
-from moekit.spec.kinds import AttentionSpec, ExpertSpec, ModelSpec, MoE
+from moekit.spec.kinds import MOST_LAYERS, AttentionSpec, ExpertSpec, ModelSpec, MoE
 from moekit_models.at import At as At
 from moekit_models.at import check_dense, check_init, dense_equivalent, feed_forward_work, no_leak
 from moekit_models.lora import Lora
@@ -35,7 +35,7 @@ class OtherAttention(Spec):
 class MTP(Spec):
     """Multi-token prediction."""
 
-    depth: int = option(1, "how many tokens past the next one are predicted", ge=1)
+    depth: int = option(1, "how many tokens past the next one are predicted", ge=1, le=MOST_LAYERS)
 
 
 class Decoder(ModelSpec):
@@ -46,7 +46,7 @@ class Decoder(ModelSpec):
 
     vocab: int = option(help="tokens in the vocabulary", ge=1)
     dim: int = option(help="width of the tokens", ge=1)
-    depth: int = option(help="layers", ge=1)
+    depth: int = option(help="layers", ge=1, le=MOST_LAYERS)
     attention: AttentionSpec = slot("attention", "how positions attend to each other")
     other_attention: OtherAttention | None = group("layers with another attention; null for none", default=None)
     ffn: ExpertSpec = slot("expert", "the feed-forward part of dense layers")

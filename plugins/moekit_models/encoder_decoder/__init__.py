@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 from typing import ClassVar, Literal
 
 from moekit.spec.fields import ConflictError, Spec, group, option, slot
-from moekit.spec.kinds import AttentionSpec, DispatcherSpec, ExpertSpec, ModelSpec, MoE
+from moekit.spec.kinds import MOST_LAYERS, AttentionSpec, DispatcherSpec, ExpertSpec, ModelSpec, MoE
 from moekit_models.at import At, check_dense, check_init, dense_equivalent, feed_forward_work, no_leak
 from moekit_models.lora import Lora
 
@@ -62,8 +62,10 @@ class EncoderDecoder(ModelSpec):
 
     vocab: int = option(help="tokens in the vocabulary, of source and target alike", ge=1)
     dim: int = option(help="width of the tokens", ge=1)
-    depth: int = option(help="layers of the encoder", ge=1)
-    decoder_depth: int | None = option(None, "layers of the decoder; default: as many as the encoder's", ge=1)
+    depth: int = option(help="layers of the encoder", ge=1, le=MOST_LAYERS)
+    decoder_depth: int | None = option(
+        None, "layers of the decoder; default: as many as the encoder's", ge=1, le=MOST_LAYERS
+    )
     attention: AttentionSpec = slot(
         "attention", "how positions attend to each other: in both directions in the encoder"
     )

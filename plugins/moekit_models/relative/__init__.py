@@ -29,7 +29,7 @@ class Relative(AttentionSpec):
     heads: int = option(help="heads", ge=1)
     head_dim: int = option(help="width of a head; heads times this need not be the tokens' width", ge=1)
     buckets: int = option(32, "numbers that a head learns, one for each bucket of distances", ge=4)
-    max_distance: int = option(128, "positions this far apart or farther share the last bucket", ge=2)
+    max_distance: int = option(128, "positions this far apart or farther share the last bucket", ge=2, le=1 << 31)
     scale: float | None = option(None, "factor of dot products; default: 1/sqrt(head_dim), T5: 1", gt=0)
 
     shared: bool = option(False, "one table for all layers of a stack of the encoder-decoder, as in T5")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import cast, final
 
@@ -134,8 +135,6 @@ def starts(side: int, max_distance: int) -> list[int]:
     rest = side - exact
     found = list(range(exact))
     for k in range(rest):  # the smallest n with exact · (max_distance / exact)^(k / rest) <= n
-        n = found[-1] if k else exact
-        while n**rest < exact ** (rest - k) * max_distance**k:
-            n += 1
-        found.append(n)
+        reached = exact ** (rest - k) * max_distance**k
+        found.append(bisect_left(range(max_distance), reached, key=lambda n: n**rest))
     return found

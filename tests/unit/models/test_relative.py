@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moekit.contracts import Init
+from moekit.spec.fields import ConflictError
 from moekit.weights import init_weights
 from moekit_models.relative import Relative, naive
 from moekit_models.relative.module import RelativeAttention, RelativePositions, bucket_of, starts
@@ -28,6 +29,13 @@ def test_buckets_of_the_paper_in_an_encoder() -> None:
     one_side = torch.tensor([0, 1, 7, 8, 8, 9, 9, 10, 14, 15, 15])
     assert bucket_of(-distance, starts(16, 128), both=True).tolist() == one_side.tolist()
     assert bucket_of(distance[1:], starts(16, 128), both=True).tolist() == (16 + one_side[1:]).tolist()
+
+
+def test_a_largest_distance_takes_no_longer_than_a_small_one() -> None:
+    found = starts(16, 1 << 31)  # 8 * 2**(3.5 k): 90.5, ... 189,812,531.2
+    assert found[8:10] == [8, 91] and found[-1] == 189_812_532
+    with pytest.raises(ConflictError, match="max_distance"):
+        Relative(heads=2, head_dim=8, max_distance=10**20)
 
 
 @settings(max_examples=40, deadline=None)
