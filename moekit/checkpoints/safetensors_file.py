@@ -173,6 +173,8 @@ class TensorFile:
                 if not 2 <= length <= min(LONGEST_HEADER, size - 8):
                     raise ValueError("the header is longer than the file")
                 header = json.loads(file.read(length))
+            if not isinstance(header, dict):
+                raise ValueError("the header is not a mapping")
             header.pop("__metadata__", None)
             self.entries = {name: _entry(entry, 8 + length, size) for name, entry in header.items()}
         except OSError as error:

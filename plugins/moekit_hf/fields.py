@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from moekit.errors import MoekitError
+from moekit.spec.kinds import MOST_LAYERS
+
+_T = TypeVar("_T", int, str)
 
 INERT: Final[Mapping[str, str]] = {
     "_name_or_path": "where it came from",
@@ -47,6 +51,16 @@ class FormatError(MoekitError):
     """A folder or model that a format cannot read or write; the message names the field or tensor."""
 
 
+KINDS: Final = ((bool, "true or false"), ((int, float), "a finite number"), (str, "text"), (list, "a list"))
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of a kind; a number must be finite, and true is no number."""
+    if kind in (bool, str, list):
+        return isinstance(value, kind)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 class _Required:
     pass
 
@@ -71,18 +85,17 @@ class Fields:
 
         Args:
             name: of the field.
-            default: for a field that is missing or null; without one, the field must be there.
+            default: for a field that is missing or null; without one, the field must be there. The value must be of its
+                kind: true or false, a number, text or a list. None leaves it open.
 
         Raises:
-            FormatError: it is missing, and has no default.
+            FormatError: it is missing and has no default, or is of another kind.
         """
-        self._read.add(name)
-        value = self.config.get(name)
-        if value is not None:
-            return value
-        if isinstance(default, _Required):
-            raise FormatError(f"{self.where}: the field '{name}' is missing")
-        return default
+        value = self._value(name, default)
+        kind = next(((kind, words) for kind, words in KINDS if isinstance(default, kind)), None)
+        if kind is not None:
+            self._check(name, value, _is(value, kind[0]), kind[1])
+        return value
 
     def stated(self, name: str) -> Any:
         """The value of a field that must be there, but may be null: where null differs from what a missing one means.
@@ -92,16 +105,47 @@ class Fields:
         """
         return self.take(name, None) if name in self.config else self.take(name)
 
-    def number(self, name: str, default: Any = _REQUIRED) -> int:
-        """A field that is a whole number above 0.
+    def number(self, name: str, default: Any = _REQUIRED, *, least: int = 1) -> int:
+        """A field that is a whole number of at least ``least``.
 
         Raises:
             FormatError: it is missing, or something else.
         """
-        value = self.take(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise FormatError(f"{self.where}: {name}={value!r} is not a whole number above 0")
+        value = self._value(name, default)
+        holds = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        self._check(name, value, holds, f"a whole number above {least - 1}" if least else "a whole number from 0 on")
+        return int(value)
+
+    def layers(self, name: str, default: Any = _REQUIRED) -> int:
+        """A field that is a number of layers.
+
+        Raises:
+            FormatError: it is missing, or no number of layers that can be built.
+        """
+        value = self.number(name, default)
+        self._check(name, value, value <= MOST_LAYERS, f"a number of layers up to {MOST_LAYERS:,}")
         return value
+
+    def real(self, name: str, default: Any = _REQUIRED) -> float:
+        """A field that is a finite number.
+
+        Raises:
+            FormatError: it is missing, or something else.
+        """
+        value = self._value(name, default)
+        self._check(name, value, _is(value, float), "a finite number")
+        return float(value)
+
+    def listed(self, name: str, kind: type[_T], default: list[_T]) -> list[_T]:
+        """A field that is a list of text or of whole numbers; true and false count as 1 and 0.
+
+        Raises:
+            FormatError: it is something else.
+        """
+        value = self._value(name, default)
+        holds = isinstance(value, list) and all(isinstance(each, kind) for each in value)
+        self._check(name, value, holds, f"a list of {'whole numbers' if kind is int else 'text'}")
+        return [kind(each) for each in value]
 
     def either(self, *names: str) -> int:
         """A whole number above 0 that versions of ``transformers`` write under different names.
@@ -154,3 +198,16 @@ class Fields:
                 f"{self.where}: this family knows no field {listed}\n"
                 "  it might change what the model computes, so nothing is imported; expected only known fields"
             )
+
+    def _value(self, name: str, default: Any) -> Any:
+        self._read.add(name)
+        value = self.config.get(name)
+        if value is not None:
+            return value
+        if isinstance(default, _Required):
+            raise FormatError(f"{self.where}: the field '{name}' is missing")
+        return default
+
+    def _check(self, name: str, value: Any, holds: bool, expected: str) -> None:
+        if not holds:
+            raise FormatError(f"{self.where}: {name}={value!r} is not {expected}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from moekit.errors import MoekitError, SaveError
+from moekit.files import read_regular
 from moekit.params import build_on_meta
 from moekit.registry import build
 from moekit.spec import load, to_plain
@@ -17,11 +19,14 @@ from moekit.spec.kinds import ModelSpec
 from moekit.spec.recipe import Recipe
 from moekit.training.run.imported import check_new, write_run
 from moekit_hf.fields import FormatError
-from moekit_hf.folder import CONFIG, KEPT, Folder, read_json
+from moekit_hf.folder import CONFIG, KEPT, LARGEST_JSON, Folder, read_json
 from moekit_hf.format import FormatSpec
 from moekit_hf.matching import format_of, model_of
 from moekit_hf.rules import Shape
 from moekit_hf.weights import Table
+
+MOST_TIMES = 100
+"""A model of so many times the numbers in the files is none that lacks a few tensors."""
 
 TRAINING: Mapping[str, Any] = {
     "objective": {"use": "causal_lm"},
@@ -64,7 +69,13 @@ def inspect(path: Path) -> Found:
     folder = Folder(path)
     name, family = format_of(folder.config)
     model = model_of(family, folder.config, str(path / CONFIG))
+    held = sum(map(math.prod, folder.shapes().values()))
     ours: dict[str, Shape] = {name: tuple(each.shape) for name, each in build_on_meta(model).state_dict().items()}
+    if (described := sum(map(math.prod, ours.values()))) > MOST_TIMES * held:  # it would take long to name all of them
+        raise FormatError(
+            f"{path}: {CONFIG} describes a model of {described:,} numbers, but the files hold {held:,}\n"
+            "  expected the configuration of these weights"
+        )
     node: Any = to_plain(model)
     table = Table(f"format '{name}'", family.rules(node), ours)
     ignored = table.check_names(folder.shapes(), family.ignored(node), str(path))
@@ -184,4 +195,11 @@ def kept_files(folder: Path) -> list[Path]:
 
 def _tokens(path: Path) -> dict[str, Any]:
     file = path / "tokenizer.json"
-    return {"tokenizer_json": file.read_text(encoding="utf-8")} if file.is_file() else {}
+    if not file.exists():
+        return {}
+    try:
+        return {"tokenizer_json": read_regular(file, LARGEST_JSON).decode()}
+    except OSError as error:
+        raise FormatError(f"cannot read {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{file} is not UTF-8 text: byte {error.start}") from error

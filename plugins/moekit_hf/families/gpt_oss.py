@@ -30,7 +30,7 @@ class GptOss(FormatSpec):
         )  # else YaRN is meant
         fields.take("initial_context_length", None)  # of the training; YaRN has its own
         fields.take("experts_per_token", None)  # the same as num_experts_per_tok
-        kinds = fields.take("layer_types", [(WINDOW, FULL)[i % 2] for i in range(model["depth"])])
+        kinds = fields.listed("layer_types", str, [(WINDOW, FULL)[i % 2] for i in range(model["depth"])])
         with_window = {
             **shared.gqa_options(fields, model, theta=150000.0, head_dim=64),
             "bias": "all" if fields.take("attention_bias", True) else "none",

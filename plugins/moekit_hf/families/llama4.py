@@ -46,7 +46,7 @@ class Llama4(FormatSpec):
             fields.take(name, None)  # transformers' own caches and tools; its router has no jitter
         fields.stated("num_key_value_heads")
         step = fields.number("interleave_moe_layer_step", 1)
-        layers = fields.take("moe_layers", list(range(step - 1, model["depth"], step)))
+        layers = fields.listed("moe_layers", int, list(range(step - 1, model["depth"], step)))
         if not layers:
             raise FormatError(f"{fields.where}: moe_layers={layers}: a model without a mixture is not of this family")
         return {
@@ -132,17 +132,17 @@ class Llama4(FormatSpec):
 def _attention(fields: Fields, model: Node) -> Node:
     """The attention of layers with rotary positions, and of those without."""
     depth, interval = model["depth"], fields.number("no_rope_layer_interval", 4)
-    rotated = fields.take("no_rope_layers", None) or [int((i + 1) % interval != 0) for i in range(depth)]
+    rotated = fields.listed("no_rope_layers", int, []) or [int((i + 1) % interval != 0) for i in range(depth)]
     chunk = fields.take("attention_chunk_size", None if "attention_chunk_size" in fields.config else 8192)
     usual = [CHUNKED if each and chunk is not None else FULL for each in rotated]
-    kinds = list(zip((bool(each) for each in rotated), fields.take("layer_types", usual), strict=True))
+    kinds = list(zip((bool(each) for each in rotated), fields.listed("layer_types", str, usual), strict=False))
     if len(kinds) != depth or set(kinds) - {(True, CHUNKED), (True, FULL), (False, FULL)} or len(set(kinds)) > 2:
         raise FormatError(f"{fields.where}: no_rope_layers and layer_types={kinds}: expected two kinds of layers")
     common = shared.gqa_options(fields, model, theta=500000.0, head_dim=128)
     if common.get("yarn", {}).get("mscale") or "long_rope" in common:
         raise FormatError(f"{fields.where}: a factor of rotated queries, which are normed after that: not expressed")
     common |= {"bias": "all" if fields.take("attention_bias", False) else "none"}
-    tuning = {"scale": float(fields.take("attn_scale", 0.1)), "floor": fields.number("floor_scale", 8192)}
+    tuning = {"scale": fields.real("attn_scale", 0.1), "floor": fields.number("floor_scale", 8192)}
     tuned = fields.take("attn_temperature_tuning", True)
     normed = {"qk_norm": True, "norm_weight": False} if fields.take("use_qk_norm", True) else {}
     options = {

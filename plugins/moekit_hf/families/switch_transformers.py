@@ -39,20 +39,21 @@ class SwitchTransformers(FormatSpec):
         fields.demand("dense_act_fn", "relu", "only relu is known in this family", default="relu")
         fields.demand("router_dtype", "float32", "routers here compute in fp32", default="float32")
         fields.demand("is_encoder_decoder", True, "only the encoder-decoder is known", default=True)
-        tied = bool(fields.take("tie_word_embeddings", True))
+        tied = fields.take("tie_word_embeddings", True)
         for name in UNUSED:
             fields.take(name, None)
         heads, head_dim = fields.number("num_heads"), fields.number("d_kv")
-        depth = fields.number("num_layers")
-        decoder_depth = fields.stated("num_decoder_layers") or depth
-        mixtures = _sparse(depth, fields.take("num_sparse_encoder_layers"))
-        decoder_mixtures = _sparse(decoder_depth, fields.take("num_sparse_decoder_layers"))
+        depth = fields.layers("num_layers")
+        fields.stated("num_decoder_layers")
+        decoder_depth = fields.layers("num_decoder_layers", depth)
+        mixtures = _sparse(depth, fields.number("num_sparse_encoder_layers", least=0))
+        decoder_mixtures = _sparse(decoder_depth, fields.number("num_sparse_decoder_layers", least=0))
         if not mixtures or not decoder_mixtures:
             raise FormatError(f"{fields.where}: a stack without a mixture is not of this family")
         at = shared.at_of(mixtures, depth)
         every: Node = {"first": None, "every": None, "layers": None}
         same = shared.indices({**every, **at}, decoder_depth) == decoder_mixtures
-        dropout = float(fields.take("dropout_rate", 0.1))
+        dropout = fields.real("dropout_rate", 0.1)
         ffn = {"use": "ffn", "hidden": fields.number("d_ff"), "dropout": dropout}
         return {
             "use": "encoder_decoder",

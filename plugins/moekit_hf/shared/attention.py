@@ -46,9 +46,9 @@ def gqa_options(
 
 def _partial(fields: Fields, head_dim: int, missing: float) -> Node:
     """``partial_rotary_factor`` or ``rotary_dim``: how much of a head is rotated."""
-    given = fields.config.get("rope_parameters")
-    inside = given.get("partial_rotary_factor") if isinstance(given, dict) else None
-    share = fields.take("partial_rotary_factor", missing if inside is None else inside)
+    given = fields.nested("rope_parameters")
+    inside = missing if given is None else given.real("partial_rotary_factor", missing)
+    share = fields.real("partial_rotary_factor", inside)
     rotary = fields.take("rotary_dim", int(head_dim * share))
     return {} if rotary == head_dim else {"rotary_dim": rotary}
 
@@ -76,7 +76,7 @@ def refuse_window(fields: Fields) -> None:
     fields.demand("use_sliding_window", False, "layers with and without a window are not read", default=False)
     for name in ("sliding_window", "max_window_layers"):
         fields.take(name, None)
-    kinds = set(fields.take("layer_types", []))
+    kinds = set(fields.listed("layer_types", str, []))
     if kinds - {"full_attention"}:
         raise FormatError(f"{fields.where}: layer_types={sorted(kinds)}: only full_attention is known in this family")
 

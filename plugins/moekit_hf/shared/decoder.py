@@ -18,7 +18,7 @@ def decoder_options(fields: Fields) -> Node:
         "use": "decoder",
         "vocab": fields.number("vocab_size"),
         "dim": fields.number("hidden_size"),
-        "depth": fields.number("num_hidden_layers"),
+        "depth": fields.layers("num_hidden_layers"),
         "norm_eps": fields.take("rms_norm_eps"),
         "tied": fields.take("tie_word_embeddings", False),
     }
@@ -39,7 +39,7 @@ def decoder_fields(model: Node) -> dict[str, Any]:
 
 def sparse_options(fields: Fields, depth: int) -> Node | None:
     """Qwen's ``decoder_sparse_step`` and ``mlp_only_layers`` as ``at``; None for a model without a mixture."""
-    step, dense = fields.number("decoder_sparse_step", 1), set(fields.take("mlp_only_layers", []))
+    step, dense = fields.number("decoder_sparse_step", 1), set(fields.listed("mlp_only_layers", int, []))
     layers = [i for i in range(step - 1, depth, step) if i not in dense]
     return at_of(layers, depth) if layers else None
 

@@ -16,16 +16,21 @@ def _temperature(given: Fields, factor: float) -> float:
     """m of ``m ln s + 1``, by which queries and keys are each multiplied."""
     for name in ("mscale", "mscale_all_dim"):
         given.demand(name, None, "it is known in DeepSeek's families alone")
-    attention = given.take("attention_factor", None)
-    return 0.1 if attention is None else round((float(attention) - 1) / math.log(factor), 12)
+    if given.take("attention_factor", None) is None:
+        return 0.1
+    if factor <= 1:
+        raise FormatError(
+            f"{given.where}: factor={factor!r} scales nothing, and attention_factor is for what is scaled"
+        )
+    return round((given.real("attention_factor") - 1) / math.log(factor), 12)
 
 
 def mla_temperature(given: Fields, factor: float) -> float:
     """The same from ``mscale_all_dim``; ``mscale`` would multiply the rotary part alone, and equals it everywhere."""
     given.demand("attention_factor", None, "mscale and mscale_all_dim say it in this family")
-    both = given.take("mscale_all_dim")
+    both = given.real("mscale_all_dim")
     given.demand("mscale", both, "the rotary part alone would have another scale")
-    return round(0.1 * float(both), 12)
+    return round(0.1 * both, 12)
 
 
 def rope_options(
@@ -54,7 +59,7 @@ def rope_options(
         return {"rope_theta": base}
     if kind == "longrope":
         return {"rope_theta": base, "long_rope": _long_rope(fields, given, scales)}
-    factor = float(given.take("factor"))
+    factor = given.real("factor")
     if kind in ("linear", "dynamic"):
         stretch: Node = {"rule": kind, "factor": factor}
         stretch |= {} if kind == "linear" else {"original": fields.number("max_position_embeddings")}
@@ -63,11 +68,11 @@ def rope_options(
     original = given.take("original_max_position_embeddings", fields.take("max_position_embeddings", 0))
     yarn: Node = {"factor": factor, "original": original}
     if kind == "yarn":
-        yarn |= {"beta_fast": float(given.take("beta_fast", 32)), "beta_slow": float(given.take("beta_slow", 1))}
+        yarn |= {"beta_fast": given.real("beta_fast", 32), "beta_slow": given.real("beta_slow", 1)}
         yarn |= {"mscale": temperature(given, factor), "truncate": given.take("truncate", True)}
     elif kind == "llama3":
-        slow, fast = given.take("low_freq_factor"), given.take("high_freq_factor")
-        yarn |= {"beta_slow": float(slow), "beta_fast": float(fast), "mscale": 0.0, "ramp": "turns"}
+        slow, fast = given.real("low_freq_factor"), given.real("high_freq_factor")
+        yarn |= {"beta_slow": slow, "beta_fast": fast, "mscale": 0.0, "ramp": "turns"}
     else:
         raise FormatError(f"{given.where}: rope_type={kind!r} is not known; expected one of {', '.join(KINDS)}")
     given.refuse_unread()
@@ -77,13 +82,15 @@ def rope_options(
 def _long_rope(fields: Fields, given: Fields, scales: bool) -> Node:
     """``sqrt(1 + ln s / ln L)`` scales queries and keys by default; s is the longest context over the original one."""
     inside = given.take("original_max_position_embeddings", fields.config.get("max_position_embeddings"))
-    original = fields.number("original_max_position_embeddings", inside)
-    factor, scale = given.take("factor", None), given.take("attention_factor", None)
-    if scale is None:
-        s = fields.number("max_position_embeddings") / original if factor is None else float(factor)
+    original = fields.number("original_max_position_embeddings", inside, least=2)
+    factor = given.take("factor", None)
+    if given.take("attention_factor", None) is not None:
+        scale = given.real("attention_factor")
+    else:
+        s = fields.number("max_position_embeddings") / original if factor is None else given.real("factor")
         scale = math.sqrt(1 + math.log(s) / math.log(original)) if s > 1 else 1.0
     lists = {"short": given.take("short_factor"), "long": given.take("long_factor")}
-    options = {**lists, "original": original, "short_scale": float(scale)}
+    options = {**lists, "original": original, "short_scale": scale}
     if scales:
         options |= {"short_scale": given.take("short_mscale"), "long_scale": given.take("long_mscale")}
     given.refuse_unread()
@@ -92,8 +99,8 @@ def _long_rope(fields: Fields, given: Fields, scales: bool) -> Node:
 
 def _rope(fields: Fields, theta: float) -> tuple[Fields | None, float]:
     given = fields.nested("rope_parameters") or fields.nested("rope_scaling")
-    base = fields.take("rope_theta", theta)
-    return given, float(base if given is None else given.take("rope_theta", base))
+    base = fields.real("rope_theta", theta)
+    return given, base if given is None else given.real("rope_theta", base)
 
 
 def rope_fields(attention: Node) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -148,6 +149,22 @@ def test_a_damaged_tokenizer(tmp_path: Path) -> None:
     path = write_folder(tmp_path / "m")
     (path / "tokenizer.json").write_text("{}")
     refused(path, r"tokenizer\.json: not a tokenizer\.json")
+    (path / "tokenizer.json").write_bytes(b"ab\xff")
+    refused(path, r"tokenizer\.json is not UTF-8 text: byte 2")
+    (path / "tokenizer.json").unlink()
+    os.mkfifo(path / "tokenizer.json")
+    refused(path, r"cannot read .*tokenizer\.json: Not a regular file")
+
+
+def test_a_configuration_of_far_more_than_the_weights_is_refused_before_its_tensors_are_named(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "m", num_local_experts=10**12)
+    refused(path, r"describes a model of 1,\d\d\d,.* numbers, but the files hold 1\d,\d\d\d\n")
+
+
+def test_a_header_that_is_a_list(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "m")
+    (path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"[]")
+    refused(path, "the header is not a mapping")
 
 
 def test_a_name_without_a_folder_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
