@@ -27,9 +27,9 @@ def candidates(words: Sequence[str]) -> list[str]:
     A candidate that ends with ``.`` or ``=`` is to be continued.
 
     Args:
-        words: those after ``moekit``; the last is the beginning of a word, or empty.
+        words: those after ``moekit``, if any; the last is the beginning of a word, or empty.
     """
-    *before, word = words
+    *before, word = words or [""]
     if not before:
         found: Iterable[str] = ["--help", "--version"] if word.startswith("-") else sorted({*VERBS, *_plugin_verbs()})
         return _beginning(word, found)

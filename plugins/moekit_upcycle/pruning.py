@@ -16,6 +16,7 @@ from moekit.errors import MoekitError
 from moekit.params import build_on_meta
 from moekit.registry import build
 from moekit.spec import load
+from moekit.spec.fields import ConflictError
 from moekit.spec.kinds import MoE
 from moekit.spec.recipe import Recipe, Start
 from moekit.spec.replacing import replace_all
@@ -124,7 +125,10 @@ def _with_experts(recipe: Recipe, keep: int, out: Path) -> Recipe:
 
     def fewer(moe: MoE) -> MoE:
         counts.append(moe.experts.count)
-        return replace(moe, experts=replace(moe.experts, count=keep))
+        try:
+            return replace(moe, experts=replace(moe.experts, count=keep))
+        except ConflictError as error:
+            raise MoekitError(f"--keep {keep}: {error}") from error
 
     if not 1 <= keep:
         raise MoekitError(f"--keep {keep}: expected at least 1")

@@ -6,164 +6,32 @@ they get beyond the parsing of arguments. The slow version takes 500.
 
 from __future__ import annotations
 
-import io
-import os
 import random
-import shutil
-import signal
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from types import FrameType
 
 import pytest
-from tiny_runs import OFTEN, only_run, prepare
-
-from moekit.cli import main
-
-LIMIT = 120  # s for a command; one that waits for ever would not end at all
-
-RECIPES = ("tiny.yaml",)
-ODD_RECIPES = (
-    *("missing.yaml", "fifo.yaml", "folder.yaml", "empty.yaml", "list.yaml", "latin.yaml", "junk.yaml", "loop.yaml"),
-    *("binary.yaml", "bomb.yaml", "deep.yaml", "newer.yaml", "self.yaml", "/dev/zero", "", ".", "é", "tiny", "switch-"),
-    *(
-        "tiny.yaml/x",
-        "text/0.txt",
-        "run/metrics.csv",
-        "run/routing/step-00000002.npz",
-        "\udcff",
-        "a" * 300,
-        "nul.yaml",
-        "~klingon/x.yaml",
-    ),
+from command_lines import (
+    COUNT,
+    ODD_RECIPES,
+    ODD_RUNS,
+    ON,
+    RECIPES,
+    RUN_PATHS,
+    WHERE,
+    Mistakes,
+    check,
+    prepared,
 )
-RUN_PATHS = ("run", "run/checkpoints/last", "run/checkpoints/best", "run/checkpoints/step-00000002")
-ODD_RUNS = (
-    *("run/checkpoints", "run/spec.yaml", "run/checkpoints/step-00000002/manifest.json", "run/checkpoints/step-9"),
-    *("tiny.yaml", "empty-run", "no-spec", "no-last", "bad-spec", "cut-spec", "fifo-last", "file-run", "dangling"),
-    *("missing", "/dev/zero", "fifo.yaml", "", ".", "..", "text", "é/é", "\udcff", "a" * 300, "old-schema", "no-data"),
-)
-OVERRIDES = (
-    *("model.depth=1", "seed=3", "model.moe.router.top_k=1", "data.batch=2", "optimizer.lr=0.1", "model.moe=null"),
-    *("trainer.precision=64-true", "data.seq=6", "name=other", "model.moe.experts.count=4", "optimizer={use: sgd}"),
-    *("model.moe.dispatcher={use: capacity, slots: 1}", "compare={lr: 0.01}", "model.moe.router={use: expert_choice}"),
-)
-ODD_OVERRIDES = (
-    *("seed=-1", "seed=x", "seed=9999999999999999999999", "trainer.max_steps=0", "trainer.max_steps=1.5", "=", "a=b"),
-    *(
-        "model.depth=x",
-        "model=null",
-        "data={",
-        "trainer=[",
-        "optimizer.lr=.inf",
-        "optimizer.lr=.nan",
-        "model.depth=1e30",
-    ),
-    *("trainer.strategy=ddp_x", "trainer.accelerator=klingon", "trainer.devices=-3", "trainer.precision=17", "x.y.z=1"),
-    *(
-        "model.moe.router.top_k=99",
-        "model.moe.router.top_k=0",
-        "model.moe.experts.count=0",
-        "data.path=missing",
-        "data=1",
-    ),
-    *(
-        "data.path=fifo.yaml",
-        "data.path=empty-run",
-        "data.path=/dev/zero",
-        "data.path=binary.yaml",
-        "data.encoding=klingon",
-    ),
-    *(
-        "data.seq=100000",
-        "data.batch=0",
-        "data.validation=2",
-        "data.validation=0",
-        "objective=null",
-        "objective.use=mse",
-    ),
-    *("model.use=switch", "model.moe.router.use=klingon", "model.attention.heads=3", "model.attention.head_dim=7"),
-    *(
-        "schema=99",
-        "schema=x",
-        "name=a/b",
-        "name=..",
-        "name=",
-        "summary=[1]",
-        "requires={base: '>=99'}",
-        "stop={below: 1}",
-    ),
-    *(
-        "stop.metric=val/klingon",
-        "extends=tiny.yaml",
-        "extends=self.yaml",
-        "model.dim=${model.dim}",
-        "model.dim=${x",
-        "a.b",
-    ),
-    *(
-        "model.dim=${oc.env:NO_SUCH}",
-        "model.dim=-16",
-        "model.moe.at={first: 9}",
-        "model.moe.at=x",
-        "trainer.max_time=x",
-    ),
-    *("model.moe.balancers.bias=null", "model.moe.balancers={}", "model.moe.balancers.router={use: sign_bias}", "é=é"),
-    *(
-        "optimizer.betas=[1]",
-        "optimizer.betas=[2, 2]",
-        "schedule={use: klingon}",
-        "trainer.limit_val_batches=x",
-        "\udcff=1",
-    ),
-    *("trainer.val_check_interval=0.3", "trainer.accumulate_grad_batches=0", "trainer.gradient_clip_val=-1", "start=x"),
-    *("trainer.logger=true", "trainer.callbacks=[x]", "trainer.klingon=1", "checkpoints.keep=0", "checkpoints=null"),
-    *("start={run: missing}", "start={run: run}", "model.vocab=3", "data.use=vowels", "data.use=translations"),
-    *(
-        "batch_ramp={from: 2}",
-        "non_finite=x",
-        "optimizer.use=muon",
-        "model.moe.experts={use: glu}",
-        "[=1",
-        "a..b=1",
-        ".=1",
-    ),
-)
-
-Choose = Callable[[tuple[str, ...], tuple[str, ...]], str]
+from tiny_runs import OFTEN
 
 
 def argument_lists(rng: random.Random) -> Iterator[list[str]]:
     """Command lines without end; most have a mistake."""
     while True:
-        left = rng.choice([0, 1, 1, 1, 2, 2])  # mistakes still to make
-
-        def choose(good: tuple[str, ...], odd: tuple[str, ...]) -> str:
-            nonlocal left
-            if left and rng.random() < 0.5:
-                left -= 1
-                return rng.choice(odd)
-            return rng.choice(good)
-
-        def overrides(choose: Choose = choose) -> list[str]:
-            return [choose(OVERRIDES, ODD_OVERRIDES) for _ in range(rng.choice([0, 1, 1, 2, 3]))]
-
-        def options(choose: Choose = choose, **named: tuple[tuple[str, ...], tuple[str, ...]]) -> list[str]:
-            chosen = rng.sample(sorted(named), rng.randint(0, min(3, len(named))))
-            return [
-                word
-                for name in chosen
-                for value in [choose(*named[name])]
-                for word in (
-                    [f"--{name.replace('_', '-')}"] if value == "on" else [f"--{name.replace('_', '-')}", value]
-                )
-            ]
-
-        on = (("on",), ("--klingon", "-x", "on"))
-        where = (("out",), ("tiny.yaml", "/dev/null", "/proc/x", "", "a" * 300, "fifo.yaml"))
-        count = (("1", "3"), ("0", "-1", "x", "1e9", "", "nan", "1.5"))
+        words = Mistakes(rng)
+        choose, overrides, options = words.choose, words.overrides, words.options
         verb = rng.choice(
             ("train", "train", "resume", "resume", "generate", "export", "config", "params", "plan", "rest")
         )
@@ -171,38 +39,39 @@ def argument_lists(rng: random.Random) -> Iterator[list[str]]:
         small = ["trainer.max_steps=2", *OFTEN]
         if verb == "train":
             name = (("good",), ("", "..", "a/b", "/", "é", "a" * 300, "-"))
-            yield ["train", recipe, *small, *overrides(), *options(out=where, name=name, no_compare=on)]
+            yield ["train", recipe, *small, *overrides(), *options(out=WHERE, name=name, no_compare=ON)]
         elif verb == "resume":
             more = rng.choice([[], ["trainer.max_steps=3"], ["trainer.max_steps=1"]])
-            yield ["train", "--resume", run, *more, *overrides(), *options(allow_changes=on, no_compare=on)]
+            yield ["train", "--resume", run, *more, *overrides(), *options(allow_changes=ON, no_compare=ON)]
         elif verb == "generate":
             prompt = choose(("The ", "", "a" * 50), ("é", "\udcff", "--", "-1", "a" * 5000))
             number = (("0", "0.5", "1"), ("-1", "x", "nan", "inf", "1e400", "2"))
             yield [
                 *("generate", run, prompt, "--tokens", choose(("1", "5"), ("0", "-1", "x", "1.5", ""))),
-                *options(temperature=number, top_p=number, cache=on, no_cache=on, seed=count, out=where),
+                *options(temperature=number, top_p=number, cache=ON, no_cache=ON, seed=COUNT, out=WHERE),
             ]
         elif verb == "export":
             target = (("weights.safetensors",), ("folder.yaml", "/dev/full", "/proc/x", "no/such/folder/x", ""))
-            yield ["export", run, *options(out=target, runs=where)]
+            out = [choose(*target)] if rng.random() < 0.5 else []
+            yield ["export", run, *out, *options(runs=WHERE, format=(("one_file", "hf"), ("klingon", "", "é")))]
         elif verb == "config":
             only = (("model", "model.moe.router"), ("", "x", "model.moe.klingon", "model..x", "data.0", "\udcff"))
             what = choose(("print", "validate", "diff"), ("klingon", ""))
             two = [choose(RECIPES, ODD_RECIPES)] if what == "diff" and rng.random() < 0.5 else []
-            yield ["config", what, recipe, *two, *overrides(), *options(only=only, json=on)]
+            yield ["config", what, recipe, *two, *overrides(), *options(only=only, json=ON)]
         elif verb == "params":
-            yield ["params", recipe, *overrides(), *options(json=on)]
+            yield ["params", recipe, *overrides(), *options(json=ON)]
         elif verb == "plan":
             yield [
                 *("plan", recipe, "--devices", choose(("1", "8"), ("0", "-1", "x", "1e9", "999999999999"))),
                 *overrides(),
                 *options(
                     ep=(("1", "2", "1,2,4"), ("0", "3", "x", ",", "-1", "1,x")),
-                    **dict.fromkeys(("batch", "sequence", "accumulate", "device_memory"), count),
+                    **dict.fromkeys(("batch", "sequence", "accumulate", "device_memory"), COUNT),
                     precision=(("bf16-mixed", "32-true"), ("x", "17", "")),
                     recompute=(("blocks", "none"), ("x", "")),
-                    explain=on,
-                    json=on,
+                    explain=ON,
+                    json=ON,
                 ),
             ]
         else:
@@ -214,8 +83,8 @@ def argument_lists(rng: random.Random) -> Iterator[list[str]]:
             shape = (("8,4,4,4,2",), ("8,4,4,4,9", "0,1,1,1,1", "x", "1,2,3", "-8,4,4,4,2", ""))
             yield rng.choice(
                 (
-                    ["show", choose(*names), *options(kind=kind, doc=on)],
-                    ["ls", choose(*kind), *options(json=on)],
+                    ["show", choose(*names), *options(kind=kind, doc=ON)],
+                    ["ls", choose(*kind), *options(json=ON)],
                     ["plugins", choose(("--help",), ("--klingon", "x"))],
                     [
                         *(
@@ -227,94 +96,16 @@ def argument_lists(rng: random.Random) -> Iterator[list[str]]:
                             "0",
                         ),
                         *("--shape", choose(*shape), "--device", choose(("cpu",), ("x", "cuda"))),
-                        *options(dispatchers=(("loop",), ("x", "{use: loop, x: 1}", "{", "")), threads=count, json=on),
+                        *options(dispatchers=(("loop",), ("x", "{use: loop, x: 1}", "{", "")), threads=COUNT, json=ON),
                     ],
                     [choose(("config", "train", "generate"), ("klingon", "", "-", "é", "--klingon"))],
                 )
             )
 
 
-def odd_files(root: Path) -> None:
-    """Files of the names above."""
-    os.mkfifo(root / "fifo.yaml")
-    (root / "folder.yaml").mkdir()
-    tiny = (root / "tiny.yaml").read_text()
-    deep = "[" * 400
-    bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
-        f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
-    )
-    for name, text in {
-        "empty.yaml": "",
-        "list.yaml": "- 1\n- 2\n",
-        "nul.yaml": tiny.replace("name: tiny", 'name: "a\\0b"'),
-        "junk.yaml": "a: [b: {c\n",
-        "bomb.yaml": bomb,
-        "deep.yaml": f"trainer: {deep}",
-        "newer.yaml": tiny.replace("schema: 1", "schema: 99"),
-        "self.yaml": f"extends: self.yaml\n{tiny}",
-        "file-run": "no folder\n",
-    }.items():
-        (root / name).write_text(text)
-    (root / "latin.yaml").write_bytes(tiny.replace("name: tiny", "name: café").encode("latin-1"))
-    (root / "binary.yaml").write_bytes(bytes(range(256)) * 4)
-    (root / "loop.yaml").symlink_to("loop.yaml")
-    (root / "dangling").symlink_to("nowhere")
-    (root / "empty-run").mkdir()
-    for name in ("no-spec", "no-last", "bad-spec", "cut-spec", "fifo-last", "old-schema", "no-data"):
-        shutil.copytree(root / "run", root / name)
-    spec = (root / "run" / "spec.yaml").read_text()
-    (root / "no-spec" / "spec.yaml").unlink()
-    (root / "no-last" / "checkpoints" / "last").unlink()
-    (root / "bad-spec" / "spec.yaml").write_bytes(b"\xff\xfe\0")
-    (root / "cut-spec" / "spec.yaml").write_text(spec[: len(spec) // 2])
-    (root / "fifo-last" / "checkpoints" / "last").unlink()
-    os.mkfifo(root / "fifo-last" / "checkpoints" / "last")
-    (root / "old-schema" / "spec.yaml").write_text(spec.replace("schema: 1", "schema: 0"))
-    (root / "no-data" / "spec.yaml").write_text(spec.replace("path: text", "path: gone"))
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``tiny.yaml``, a run of two steps, and odd files."""
-    folder, before = prepare(tmp_path_factory.mktemp("commands")), Path.cwd()
-    os.chdir(folder)
-    try:
-        assert main(["train", "tiny.yaml", "trainer.max_steps=2", *OFTEN, "--out", "first"]) == 0
-    finally:
-        os.chdir(before)
-    only_run(folder / "first").rename(folder / "run")
-    odd_files(folder)
-    return folder
-
-
-@contextmanager
-def ends_in_time() -> Iterator[None]:
-    """Interrupts what hangs."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(LIMIT)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def run_command(argv: list[str]) -> tuple[int, str, str]:
-    """The exit code, and what was printed, to streams like those of a process."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors=errors) for errors in ("replace", "backslashreplace"))
-    try:
-        with ends_in_time(), redirect_stdout(out), redirect_stderr(err):
-            code = main(argv)
-    except Exception as error:
-        raise AssertionError(f"{argv} ended with a traceback") from error
-    for stream in (out, err):
-        stream.flush()
-    said, errors = (stream.buffer.getvalue().decode() for stream in (out, err))  # type: ignore[attr-defined]
-    return code, said, errors
+    return prepared(tmp_path_factory.mktemp("commands"))
 
 
 @pytest.mark.parametrize("number", [40, pytest.param(500, marks=pytest.mark.slow)])
@@ -322,17 +113,5 @@ def test_a_command_line_ends_with_a_result_or_a_message(
     root: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(root)
-    lists, ended = argument_lists(random.Random(number)), Counter[int]()
-    whole = root / "whole"
-    if not whole.exists():
-        shutil.copytree(root / "run", whole)
-    for argv in (next(lists) for _ in range(number)):
-        code, out, err = run_command(argv)
-        assert code in (0, 2) and "Traceback" not in out + err, (code, argv, out, err)
-        assert code == 0 or err.startswith("error: "), (argv, err)
-        ended[code] += 1
-        for folder in ("runs", "out"):
-            shutil.rmtree(root / folder, ignore_errors=True)
-        shutil.rmtree(root / "run")
-        shutil.copytree(whole, root / "run")
+    ended = check(root, islice(argument_lists(random.Random(number)), number))
     assert ended[0] > number / 10 and ended[2] > number / 4, ended

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moekit.cli.show import named
 from moekit.component import Component
@@ -121,12 +121,12 @@ def _alone(components: Sequence[Component]) -> Sequence[Component]:
 
 
 def _spec(component: Component, options: Sequence[str]) -> Spec:
-    from omegaconf import OmegaConf
+    from moekit.spec.layers import Merged
+    from moekit.spec.loading import compose, parse_overrides
 
-    from moekit.spec.loading import component_spec
-
-    given: Any = OmegaConf.from_dotlist(["use=" + component.full_name, *options])
-    return component_spec(component.kind, given)
+    registry = current()
+    layers = parse_overrides([f"use={component.full_name}", *options], registry)
+    return compose(Merged(registry, layers), component.kind, registry)
 
 
 def _check_only(only: Sequence[str], components: Sequence[Component]) -> None:

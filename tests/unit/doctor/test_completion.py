@@ -50,6 +50,10 @@ def test_what_can_stand_next(line: str, some: list[str]) -> None:
     assert all(each.startswith(line.split(" ")[-1]) for each in found)
 
 
+def test_an_empty_line_offers_every_verb() -> None:
+    assert candidates([]) == candidates([""]) and "train" in candidates([])
+
+
 @pytest.mark.parametrize(
     "line",
     ["no_such_verb x", "train no_such_recipe model.", "train deepseek_v3 no.such.key", "new router n", "export "],

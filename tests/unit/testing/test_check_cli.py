@@ -179,6 +179,7 @@ def test_options_without_a_default_that_no_recipe_gives_are_a_failure_that_says_
         (["--plugin", "papers"], "plugin 'papers' offers no component, so there is nothing to check"),
         (["flat", "levle=1"], "did you mean 'level'?"),
         (["flat", "level=-1"], "level"),
+        (["flat", "level={"], "not valid YAML"),
         (["flat", "whole", "level=1"], "options belong to one component, and 2 are named: schedule/flat, optimizer"),
         (["flat", "--only", "check_schedule_factor"], "did you mean 'check_schedule_factors'?"),
         (["flat", "--onyl", "x"], "did you mean '--only'?"),
