@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -16,7 +15,6 @@ from omegaconf import DictConfig
 
 from moekit.contracts import Data, Model, Tokenizer
 from moekit.errors import MoekitError
-from moekit.files import read_regular
 from moekit.inference.generate import DEFAULT_CONTEXT, answer, load_run, sample, stream
 from moekit.inference.sampling import check_sampling
 from moekit.screen import Screen
@@ -28,7 +26,8 @@ from moekit.tables import Table, read_tables
 from moekit.training.module import LitMoE
 from moekit.training.run import train as training
 from moekit.training.run.folder import RUNS, RunFolder
-from moekit.training.run.metrics_log import LARGEST, read_metrics
+from moekit.training.run.metrics_log import read_metrics
+from moekit.training.run.outcome import read_summary
 from moekit.training.run.prepare import quiet as quietly
 
 Part = str | Mapping[str, Any] | DictConfig | Spec
@@ -112,14 +111,7 @@ class Run:
         Raises:
             MoekitError: the file is damaged.
         """
-        summary = self._folder.summary
-        if not summary.is_file():
-            return {}
-        try:
-            found = json.loads(read_regular(summary, LARGEST))
-        except ValueError as error:
-            raise MoekitError(f"{summary} is damaged: {error}") from None
-        return found if isinstance(found, dict) else {}
+        return read_summary(self._folder.summary) if self.is_complete else {}
 
     @property
     def is_complete(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ def read_tables(folder: Path, damaged: Callable[[MoekitError], object] | None = 
     parts: dict[str, list[Table]] = {}
     for path in table_files(folder):
         try:
-            found = _read(path)
+            found = _read(path, parts)
         except MoekitError as error:
             if damaged is None:
                 raise
@@ -59,7 +59,7 @@ def table_files(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: (int(found[path][1]), int(found[path][2] or 0)))
 
 
-def _read(path: Path) -> dict[str, Table]:
+def _read(path: Path, before: Mapping[str, list[Table]]) -> dict[str, Table]:
     tables: dict[str, Table] = {}
     try:
         with open_regular(path, LARGEST) as file, np.load(file) as saved:
@@ -70,6 +70,12 @@ def _read(path: Path) -> dict[str, Table]:
                     tables.setdefault(table, {})[name] = (
                         saved[names].astype(object)[column] if names in saved.files else column
                     )
+            for table, columns in tables.items():
+                shapes = {column.shape for column in columns.values()}
+                if len(shapes) > 1 or len(next(iter(shapes))) != 1:
+                    raise ValueError(f"the columns of table '{table}' are not of one length")
+                if columns.keys() != before.get(table, [columns])[0].keys():
+                    raise ValueError(f"table '{table}' has other columns than in the files before it")
     except (OSError, ValueError, IndexError, KeyError, EOFError, zipfile.BadZipFile) as error:
         why = getattr(error, "strerror", None) or error or type(error).__name__
         raise MoekitError(

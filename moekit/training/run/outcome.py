@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
+from types import UnionType
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from moekit.errors import MoekitError
-from moekit.files import replace_text
+from moekit.files import read_regular, replace_text
 from moekit.params import count_parameters
 from moekit.shards import parameter_shards
 from moekit.training.metrics import headline
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import RunFolder
-from moekit.training.run.metrics_log import Row, points_of, tenths
+from moekit.training.run.metrics_log import LARGEST, Row, points_of, tenths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,3 +188,35 @@ def compare(moe: Outcome, dense: Outcome, as_long: Outcome | None) -> Comparison
 def write_summary(path: Path, outcome: Outcome) -> None:
     """Writes the results as JSON."""
     replace_text(path, json.dumps(asdict(outcome), indent=2, default=Path.as_posix) + "\n")
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The same as plain data: the fields of ``Outcome``.
+
+    Raises:
+        MoekitError: the file cannot be read, or is damaged.
+    """
+    try:
+        found = json.loads(read_regular(path, LARGEST))
+    except (OSError, ValueError, RecursionError) as error:
+        raise MoekitError(f"{path} is damaged: {getattr(error, 'strerror', None) or error}") from error
+    if not _fits(found, Outcome):
+        raise MoekitError(f"{path} is damaged: it does not have the fields of a run's results")
+    return cast(dict[str, Any], found)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether plain data are of a type."""
+    if is_dataclass(hint):
+        hints = get_type_hints(hint)
+        return isinstance(value, dict) and all(name in value and _fits(value[name], hints[name]) for name in hints)
+    origin, of = get_origin(hint), get_args(hint)
+    if origin is UnionType:
+        return any(_fits(value, each) for each in of)
+    if origin is Mapping:
+        return isinstance(value, dict) and all(_fits(each, of[1]) for each in value.values())
+    if origin in (Sequence, tuple):
+        kinds = of if origin is tuple else of * len(value) if isinstance(value, list) else ()
+        return isinstance(value, list) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    kind: Any = {float: (int, float), Path: str}.get(hint, hint)
+    return isinstance(value, kind) and not isinstance(value, bool)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,18 +23,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def rows_of(root: Path) -> Iterator[dict[str, Any]]:
     """Every run below ``root``, the oldest of a name first: folder, state, steps, tokens, main metric and its value."""
-    from moekit.files import read_regular
+    from moekit.errors import MoekitError
     from moekit.training.run.folder import RunFolder, started
-    from moekit.training.run.metrics_log import LARGEST, read_metrics
+    from moekit.training.run.metrics_log import read_metrics
+    from moekit.training.run.outcome import read_summary
 
     found = [path.parent for path in root.rglob("spec.yaml") if RunFolder(path.parent).main.path == path.parent]
     for path in sorted(found, key=lambda path: (path.parent.as_posix(), started(path), path.name)):
         folder = RunFolder(path)
         row: dict[str, Any] = {"run": path.as_posix(), "state": "begun", "steps": 0, "tokens": 0.0, "metric": ""}
         if folder.summary.is_file():
-            summary = json.loads(read_regular(folder.summary, LARGEST))
-            row |= {"state": "complete", "steps": summary["steps"], "tokens": summary["tokens"]}
-            row |= {"metric": summary["metric"], "value": summary["validation"].get(summary["metric"])}
+            try:
+                summary = read_summary(folder.summary)
+            except MoekitError:
+                row["state"] = "damaged"
+            else:
+                row |= {"state": "complete", "steps": summary["steps"], "tokens": summary["tokens"]}
+                row |= {"metric": summary["metric"], "value": summary["validation"].get(summary["metric"])}
         elif rows := read_metrics(folder.metrics):
             row |= {"steps": max(rows), "tokens": max(each.get("tokens", 0.0) for each in rows.values())}
             row["state"] = "begun" if folder.last is None else "resumable"
