@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from moekit.run import Run
 from moekit.spec.fields import MetricInfo
 from moekit.training.run.folder import RunFolder
-from moekit.training.run.outcome import Comparison
+from moekit.training.run.outcome import Comparison, Outcome, write_summary
 from moekit_report.results import against_dense
 
 COMPARED = Comparison(
@@ -23,7 +22,13 @@ COMPARED = Comparison(
 @pytest.mark.parametrize("as_long", [1.9, None])
 def test_a_run_is_compared_with_the_dense_models_that_its_summary_names(tmp_path: Path, as_long: float | None) -> None:
     folder = RunFolder(tmp_path)
-    folder.summary.write_text(json.dumps({"comparison": {**asdict(COMPARED), "dense_as_long": as_long}}))
+    compared = replace(COMPARED, dense_as_long=as_long)
+    outcome = Outcome(
+        label="a run", folder=tmp_path, steps=30, tokens=900.0, seconds=60.0, train={}, validation={"loss": 2.0},
+        max_violation=None, dropped=None, dropped_tokens=None, experts_per_token=None, work=None, stopped_after=None,
+        total=90, active=20, comparison=compared,
+    )  # fmt: skip
+    write_summary(folder.summary, outcome)
     found = against_dense(Run(folder), "loss", MetricInfo("loss"))
     assert [(each.level, "better" in each.text) for each in found][:1] == [("good", True)]
     assert [each.level for each in found[1:]] == ([] if as_long is None else ["note"])
