@@ -63,7 +63,7 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
         OSError: as ``open_regular``.
     """
     with open_regular(path, limit) as file:
-        return file.read(limit)
+        return file.read(os.fstat(file.fileno()).st_size)  # not ``limit``: a read allocates what it asks for
 
 
 def cache_folder() -> Path:
