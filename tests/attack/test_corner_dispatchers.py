@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from moekit.compat import has_onednn
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, LayerDims
 from moekit.contracts.layer import UniformGroups
 from moekit.registry import build
@@ -37,7 +38,10 @@ from moekit_experts.ffn import Ffn
 from moekit_experts.glu import Glu
 from moekit_testing.fixtures.reference import naive_sum
 
-D, O, H, BIG = 8, 6, 5, 10**6  # noqa: E741
+WIDTHS = ((8, 6, 5), (16, 8, 24))
+"""Of inputs, outputs and hidden units: grouped products and those of oneDNN take the second alone."""
+
+BIG = 10**6
 WITHIN = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 0.1}
 """Of the largest value of a tensor; in bf16 about 25 roundings of 2**-8. A gate's gradient is a sum over an expert's
 outputs that may cancel, so there it is of the largest sum of absolute outputs."""
@@ -51,6 +55,8 @@ DROPLESS: dict[str, DispatcherSpec] = {
     "fused": Fused(),
     "fused saving all": Fused(save="all"),
     "fused saving nothing": Fused(save="nothing"),
+    "fused by oneDNN": Fused(products="onednn" if has_onednn() else "torch"),
+    "fused by oneDNN, saving nothing": Fused(products="onednn" if has_onednn() else "torch", save="nothing"),
     "expert_parallel": ExpertParallel(local=Grouped()),
     "ample capacity": Capacity(slots=BIG),
     "ample factor": Capacity(factor=1e6),
@@ -83,6 +89,7 @@ class Corner:
     x_TD: Tensor
     routing: TokenChoice
     bank: ExpertBank
+    dims: LayerDims
 
 
 def corner(seed: int) -> Corner:
@@ -93,6 +100,7 @@ def corner(seed: int) -> Corner:
     K = rng.choice([1, min(2, E), E])
     dtype = rng.choice(list(WITHIN))
     load = rng.choice(["random", "all on the same", "half of the experts idle"])
+    D, O, H = rng.choice(WIDTHS)  # noqa: E741
     layout, gate_layout = rng.choice(list(LAYOUTS)), rng.choice(["contiguous", "transposed", "expanded"])
     padding, sending = rng.choice(["none", "some", "all"]), rng.choice(["all", "some", "none"])
     spec: ExpertSpec = Glu(count=E, hidden=H) if rng.random() < 0.6 else Ffn(count=E, hidden=H, activation="gelu")
@@ -112,13 +120,15 @@ def corner(seed: int) -> Corner:
         sent_TK={"all": None, "some": torch.rand(T, K) < 0.7, "none": torch.zeros(T, K, dtype=torch.bool)}[sending],
     )
     x_TD = LAYOUTS[layout](torch.randn(T, D, dtype=dtype))
-    bank: ExpertBank = build(spec, LayerDims(dim=D, num_experts=E, out_dim=O)).to(dtype)
+    dims = LayerDims(dim=D, num_experts=E, out_dim=O)
+    bank: ExpertBank = build(spec, dims).to(dtype)
     return Corner(
         f"seed {seed}: {T} tokens, {E} experts, K {K}, {dtype}, {load}, x {layout}, gates {gate_layout}, "
-        f"padding {padding}, sent {sending}, {type(spec).__name__}",
+        f"padding {padding}, sent {sending}, {type(spec).__name__}, widths {D}, {O}, {H}",
         x_TD,
         routing,
         bank,
+        dims,
     )
 
 
@@ -196,7 +206,7 @@ def comparisons(seeds: range) -> Iterator[str]:
     for seed in seeds:
         case = corner(seed)
         exact = deepcopy(case.bank).double()
-        dims = LayerDims(dim=D, num_experts=case.bank.num_experts, out_dim=O)
+        dims = case.dims
         most = largest_output(case, exact)
         plain: dict[tuple[int | None, int | None], dict[str, Tensor]] = {}
         limits = {name: (spec, None, None) for name, spec in DROPLESS.items()} | DROPPING
@@ -217,18 +227,29 @@ def comparisons(seeds: range) -> Iterator[str]:
             yield name
 
 
-@pytest.mark.parametrize("fused", [False, True], ids=["auto chooses grouped", "auto chooses fused"])
-def test_every_dispatcher_equals_plain_loops_in_corner_cases(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto, "FUSED_FROM", 0 if fused else 1 << 60)
-    start = 1000 * fused
-    names = list(comparisons(range(start, start + 14)))
-    assert set(names) >= set(DROPLESS) | set(DROPPING) and len(names) > 150
+RULES = {"grouped": (0, 1 << 60), "fused": (0, 0), "textbook": (1 << 60, 1 << 60)}
+"""What ``auto`` prefers with which values of TEXTBOOK_UP_TO and FUSED_FROM."""
+
+
+def prefer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOEKIT_AUTO", "fixed")
+    for rule, value in zip(("TEXTBOOK_UP_TO", "FUSED_FROM"), RULES[name], strict=True):
+        monkeypatch.setattr(auto, rule, value)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_dispatcher_equals_plain_loops_in_corner_cases(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where ``auto`` prefers grouped, fused or textbook."""
+    prefer(name, monkeypatch)
+    start = 1000 * list(RULES).index(name)
+    names = list(comparisons(range(start, start + 10)))
+    assert set(names) >= set(DROPLESS) | set(DROPPING) and len(names) > 120
 
 
 @pytest.mark.slow
 def test_24_000_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
     count = 0
-    for block in range(100):
-        monkeypatch.setattr(auto, "FUSED_FROM", 0 if block % 2 else 1 << 60)
-        count += sum(1 for _ in comparisons(range(10_000 + 16 * block, 10_000 + 16 * (block + 1))))
+    for block in range(102):
+        prefer(list(RULES)[block % 3], monkeypatch)
+        count += sum(1 for _ in comparisons(range(20_000 + 14 * block, 20_000 + 14 * (block + 1))))
     assert count >= 24_000
