@@ -55,7 +55,7 @@ KINDS: Final = ((bool, "true or false"), ((int, float), "a finite number"), (str
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of a kind; a number must be finite, and true is no number."""
+    """Whether a value is of a kind; a number must be finite, and true does not count as one."""
     if kind in (bool, str, list):
         return isinstance(value, kind)
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,6 +1,6 @@
-"""Command lines with mistakes for the verbs of plugins, over damaged folders of Hugging Face too; see the test beside.
+"""Command lines with mistakes for the verbs of plugins, also over damaged folders of Hugging Face.
 
-The slow version takes 500.
+As in ``test_command_lines.py``; the slow version takes 500.
 """
 
 from __future__ import annotations

@@ -110,20 +110,26 @@ def test_reduced_optimizer_state_fits_any_layout(ep: int, tmp_path: Path, text: 
     assert_near(step(tmp_path / "back", 8), step(tmp_path / "whole", 8))
 
 
+SHARDED = [(before, "shard", after, "shard") for before in (4, 2, 1) for after in (2, 1)]
+REPLICATED = [(4, "replicate", 2, "replicate"), (2, "replicate", 1, "shard"), (1, "shard", 2, "replicate")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("before", [4, 2, 1])
-@pytest.mark.parametrize("after", [2, 1])
+@pytest.mark.parametrize(("before", "dense", "after", "dense_after"), [*SHARDED, *REPLICATED])
 def test_a_checkpoint_read_and_saved_in_other_layouts_keeps_its_bits(
-    before: int, after: int, tmp_path: Path, text: Path
+    before: int, dense: str, after: int, dense_after: str, tmp_path: Path, text: Path
 ) -> None:
-    """From four ranks, in expert groups of 4, 2 or 1, to two, in groups of 2 or 1, to one process."""
+    """From four ranks, in expert groups of 4, 2 or 1, to two, in groups of 2 or 1, to one process.
+
+    The dense part is sharded or replicated.
+    """
     common = {"text": str(text), "precision": "32-true"}
-    four = {**common, "accumulate": 1, "ep": before, "folder": str(tmp_path / "four"), "to": 4}
+    four = {**common, "accumulate": 1, "ep": before, "dense": dense, "folder": str(tmp_path / "four"), "to": 4}
     ranks(tmp_path, 4, [four])
     start, done = step(tmp_path / "four", 4), ["trainer.max_steps=4"]
     again = {"start": start, "to": 4, "options": done}
-    two = {**common, **again, "accumulate": 2, "ep": after, "folder": str(tmp_path / "a"), "again": str(tmp_path / "2")}
-    ranks(tmp_path, 2, [two])
+    two = {**common, **again, "accumulate": 2, "folder": str(tmp_path / "a"), "again": str(tmp_path / "2")}
+    ranks(tmp_path, 2, [{**two, "ep": after, "dense": dense_after}])
     assert_equal(tmp_path / "2", start)
     train({**two, "accumulate": 4, "folder": str(tmp_path / "b"), "again": str(tmp_path / "1")}, 1)
     assert_equal(tmp_path / "1", start)

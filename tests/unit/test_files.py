@@ -35,7 +35,7 @@ def test_a_file_that_could_block_or_never_end_is_not_opened(tmp_path: Path) -> N
 def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"four")
     assert read_regular(tmp_path / "file", 4) == b"four"
-    assert read_regular(tmp_path / "file", 1 << 62) == b"four"  # whose memory is not asked for
+    assert read_regular(tmp_path / "file", 1 << 62) == b"four"  # without as much memory
     with pytest.raises(OSError, match="It has 4 bytes, more than 3"):
         read_regular(tmp_path / "file", 3)
 
