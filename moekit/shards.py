@@ -169,8 +169,8 @@ def state_dict_shards(module: nn.Module) -> dict[str, TensorShard]:
 
     A tied parameter is listed under each of its names.
     """
-    rows = _expert_rows(module)
     held: Mapping[str, Tensor] = module.state_dict(keep_vars=True)
+    rows = _expert_rows(module)  # after FSDP2 has freed what it had gathered, which makes parameters shards again
     return {name: local_shard(name, t.detach(), rows.get(t)) for name, t in held.items()}  # type: ignore[call-overload]
 
 
@@ -182,6 +182,7 @@ def optimizer_state_shards(module: nn.Module, optimizer: Any) -> dict[str, dict[
     Shards are named ``parameter/key``. Values that are not tensors are returned as they are. Parameters without state
     are omitted.
     """
+    module.state_dict(keep_vars=True)  # FSDP2 frees what it has gathered: the state is of shards
     rows, reduced = _expert_rows(module), reduced_dims(optimizer)
     found: dict[str, dict[str, TensorShard | Any]] = {}
     for name, p in module.named_parameters():

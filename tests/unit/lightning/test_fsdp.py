@@ -169,6 +169,31 @@ def test_the_norm_all_reduces_no_replicated_gradient() -> None:
     assert float(torch.stack(squares).sum().sqrt()) == pytest.approx(float(torch.cat(routed).norm()), rel=1e-6)
 
 
+@LAYOUTS
+def test_what_is_still_gathered_after_a_validation_is_saved_as_shards(ep: int) -> None:
+    """Experts of two replicas lost the place of theirs among all: a checkpoint had half of them."""
+    with as_rank(1):
+        model = model_of(ep)
+        shard(model, ep, "cpu")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9, foreach=False)
+        norm_of(model)
+        optimizer.step()
+
+        def weights() -> dict[str, TensorShard]:
+            return state_dict_shards(model)
+
+        def state() -> dict[str, TensorShard]:
+            return {n: each["momentum_buffer"] for n, each in optimizer_state_shards(model, optimizer).items()}
+
+        for shards in (weights, state):
+            expected = {name: (each.global_shape, each.offset, each.sizes) for name, each in shards().items()}
+            for each in model.modules():
+                if isinstance(each, FSDPModule):
+                    each.unshard()
+            assert not all(isinstance(p, DTensor) for p in model.parameters())
+            assert {name: (each.global_shape, each.offset, each.sizes) for name, each in shards().items()} == expected
+
+
 def test_buffers_are_replicated() -> None:
     model = model_of(1)
     buffers = model.state_dict().keys() - dict(model.named_parameters()).keys()
