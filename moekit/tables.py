@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -21,6 +22,11 @@ from moekit.files import open_regular
 LARGEST = 1 << 32  # bytes of a file that are read
 Table = dict[str, np.ndarray]
 """The columns of a table by name, all of one length. A column with names is an object array of text."""
+
+UNREADABLE = (
+    OSError, ValueError, IndexError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What a damaged file raises: RuntimeError for a compression or an encryption that it does not have."""
 
 NAMES = "names"
 FILE = re.compile(r"step-(\d+)(?:-(\d+))?\.npz")
@@ -76,7 +82,7 @@ def _read(path: Path, before: Mapping[str, list[Table]]) -> dict[str, Table]:
                     raise ValueError(f"the columns of table '{table}' are not of one length")
                 if columns.keys() != before.get(table, [columns])[0].keys():
                     raise ValueError(f"table '{table}' has other columns than in the files before it")
-    except (OSError, ValueError, IndexError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         why = getattr(error, "strerror", None) or error or type(error).__name__
         raise MoekitError(
             f"{path} cannot be read: {why}\n  expected a file of tables; delete it to do without"

@@ -28,9 +28,10 @@ from moekit_report.packing import (
     thinned,
     within,
 )
-from moekit_report.reading import LayerLog, last_matrix, last_pairs, layer_logs
+from moekit_report.reading import LayerLog, last_matrix, last_pairs, layer_logs, table_of
 from moekit_report.results import against_dense, curves, facts
 from moekit_report.routing.classes import CLASSES
+from moekit_report.routing.sums import COUNTS, MEANS
 from moekit_report.scoring import data_of
 from moekit_report.specialisation import Specialisation, specialisation
 
@@ -55,6 +56,8 @@ def contents(
     """
     tables, notes = run.routing, []
     train, validation = layer_logs(tables, "train"), layer_logs(tables, "val")
+    if tables:
+        table_of(tables, "layers", *COUNTS, *MEANS)
     examined: Examination | None = None
     spelling: Sequence[bytes] = ()
     if model:

@@ -60,6 +60,6 @@ def packed(values: np.ndarray) -> str:
 
 
 def plain(value: Any) -> float | None:
-    """A number for JSON, to six digits; None for NaN and infinity."""
-    number = float(value)
+    """A number for JSON, to six digits; None for itself, NaN and infinity."""
+    number = math.nan if value is None else float(value)
     return float(f"{number:.6g}") if math.isfinite(number) else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moekit.errors import MoekitError
 from moekit.tables import Table
 
 STARVED = 0.1
@@ -62,10 +63,14 @@ def layer_logs(tables: Mapping[str, Table], part: str) -> dict[str, LayerLog]:
     Args:
         tables: ``moekit.open(run).routing``.
         part: which of the two.
+
+    Raises:
+        MoekitError: a table lacks a column.
     """
     if "experts" not in tables:
         return {}
-    experts, layers = _of_part(tables["experts"], part), _of_part(tables["layers"], part)
+    experts = _of_part(table_of(tables, "experts", "step", "part", "layer", "expert", "load", "bias"), part)
+    layers = _of_part(table_of(tables, "layers", "step", "part", "layer"), part)
     out: dict[str, LayerLog] = {}
     for name, rows in _by_name(experts["layer"]).items():
         num = int(experts["expert"][rows].max()) + 1
@@ -91,7 +96,10 @@ def last_matrix(tables: Mapping[str, Table], table: str, rows: str, names: Seque
     """
     if table not in tables:
         return {}
-    columns, index = tables[table], {name: i for i, name in enumerate(names)}
+    columns, index = (
+        table_of(tables, table, "step", "layer", "expert", "load", rows),
+        {name: i for i, name in enumerate(names)},
+    )
     out: dict[str, np.ndarray] = {}
     for name, at in _by_name(columns["layer"]).items():
         at = at[columns["step"][at] == columns["step"][at].max()]
@@ -112,13 +120,25 @@ def last_pairs(tables: Mapping[str, Table], experts: Mapping[str, int]) -> dict[
     out: dict[str, np.ndarray] = {}
     if "pairs" not in tables:
         return out
-    columns = tables["pairs"]
+    columns = table_of(tables, "pairs", "step", "layer", "first", "second", "tokens")
     for name, at in _by_name(columns["layer"]).items():
         at = at[columns["step"][at] == columns["step"][at].max()]
         count_EE = np.zeros((experts[name], experts[name]), np.int64)
         count_EE[columns["first"][at], columns["second"][at]] = columns["tokens"][at]
         out[name] = count_EE + count_EE.T
     return out
+
+
+def table_of(tables: Mapping[str, Table], name: str, *columns: str) -> Table:
+    """A table that has these columns.
+
+    Raises:
+        MoekitError: it lacks one.
+    """
+    found = tables.get(name, {})
+    if lacking := [column for column in columns if column not in found]:
+        raise MoekitError(f"the run's routing statistics are damaged: table '{name}' has no column '{lacking[0]}'")
+    return found
 
 
 def _of_part(table: Table, part: str) -> Table:

@@ -42,3 +42,17 @@ def test_a_damaged_file_is_named(tmp_path: Path, cut: int) -> None:
     save_tables(tmp_path / "step-2.npz", {"x": {"a": np.arange(3)}})
     errors: list[MoekitError] = []
     assert read_tables(tmp_path, damaged=errors.append)["x"]["a"].tolist() == [0, 1, 2] and len(errors) == 1
+
+
+def test_a_file_with_any_bit_flipped_is_read_or_refused(tmp_path: Path) -> None:
+    path, column = tmp_path / "step-00000001.npz", np.arange(50)
+    np.savez_compressed(path, **{"a.x": column, "a.y": column % 3, "a.y.names": np.array(["p", "q", "r"])})
+    whole, refused = path.read_bytes(), 0
+    for bit in range(0, 8 * len(whole), 5):
+        path.write_bytes(bytes(byte ^ (1 << bit % 8) if n == bit // 8 else byte for n, byte in enumerate(whole)))
+        try:
+            read_tables(tmp_path)
+        except MoekitError as error:
+            assert path.name in str(error)
+            refused += 1
+    assert refused > len(whole) / 2

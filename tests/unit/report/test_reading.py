@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from moekit import MoekitError
 from moekit.run import Run
 from moekit_report.reading import last_matrix, last_pairs, layer_logs
 
@@ -47,3 +48,12 @@ def test_matrices_of_the_last_validation_sum_to_its_load(run: Run) -> None:
         assert pairs[name].sum(1).tolist() == log.load_XE[-1].tolist()  # of two experts a token, each has one other
         assert (pairs[name] == pairs[name].T).all()
     assert layer_logs({}, "val") == last_matrix({}, "domains", "domain", []) == last_pairs({}, {}) == {}
+
+
+def test_a_table_without_a_column_is_named() -> None:
+    tables = {"experts": {name: np.zeros(0) for name in ("step", "part", "layer", "expert", "load")}}
+    with pytest.raises(MoekitError, match="table 'experts' has no column 'bias'"):
+        layer_logs(tables, "train")
+    tables["experts"]["bias"] = np.zeros(0)
+    with pytest.raises(MoekitError, match="table 'layers' has no column 'step'"):
+        layer_logs(tables, "train")
