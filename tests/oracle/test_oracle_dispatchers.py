@@ -139,11 +139,12 @@ def run(dispatcher: Dispatcher, x_TD: Tensor, routing: Routing, bank: ExpertBank
 
 
 def assert_same(ours: list[Tensor], oracle: list[Tensor]) -> None:
-    """Equal to 1e-12 of each tensor's largest element; no NaN."""
+    """Equal to 1e-12 of each tensor's largest element, or of 1e-3; no NaN."""
     for a, b in zip(ours, oracle, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
         size = float(b.detach().abs().max()) if b.numel() else 0.0
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-12 * size)
+        # A tensor may be one number that cancels, as the gradient of a gate.
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12 * max(size, 1e-3) if size else 0)
 
 
 def one_by_one(x_TD: Tensor, routing: Routing, bank: ExpertBank) -> Tensor:
