@@ -96,10 +96,8 @@ def last_matrix(tables: Mapping[str, Table], table: str, rows: str, names: Seque
     """
     if table not in tables:
         return {}
-    columns, index = (
-        table_of(tables, table, "step", "layer", "expert", "load", rows),
-        {name: i for i, name in enumerate(names)},
-    )
+    columns = table_of(tables, table, "step", "layer", "expert", "load", rows)
+    index = {name: i for i, name in enumerate(names)}
     out: dict[str, np.ndarray] = {}
     for name, at in _by_name(columns["layer"]).items():
         at = at[columns["step"][at] == columns["step"][at].max()]

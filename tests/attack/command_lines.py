@@ -215,14 +215,14 @@ def prepared(folder: Path) -> Path:
 
 
 @contextmanager
-def ends_in_time() -> Iterator[None]:
+def ends_in_time(seconds: int = LIMIT, error: type[BaseException] = KeyboardInterrupt) -> Iterator[None]:
     """Interrupts what hangs."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        raise error
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(LIMIT)
+    signal.alarm(seconds)
     try:
         yield
     finally:

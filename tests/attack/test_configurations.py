@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import signal
 from collections.abc import Iterator, Mapping
-from types import FrameType
 from typing import Any
 
-import pytest
+from command_lines import ends_in_time
 
 from moekit.errors import MoekitError
 from moekit.spec import to_plain
@@ -51,26 +49,15 @@ def wrong(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{name}.{inner}={odd!r}", {**config, name: {**value, inner: odd}}
 
 
-@pytest.fixture
-def in_time() -> Iterator[None]:
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
-
-
-def test_a_configuration_is_a_model_or_an_error_message(in_time: None) -> None:
+def test_a_configuration_is_a_model_or_an_error_message() -> None:
     refused = tried = 0
     for name, family in formats().items():
         for tiny in family.tiny():
             for what, config in wrong(whole(family, tiny)):
                 tried += 1
-                signal.alarm(LIMIT)
                 try:
-                    model_of(family, config, "config.json")
+                    with ends_in_time(LIMIT, TimeoutError):
+                        model_of(family, config, "config.json")
                 except MoekitError as error:
                     refused += 1
                     assert "config.json" in str(error), (name, what)
