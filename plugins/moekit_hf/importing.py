@@ -69,7 +69,8 @@ def inspect(path: Path) -> Found:
     folder = Folder(path)
     name, family = format_of(folder.config)
     model = model_of(family, folder.config, str(path / CONFIG))
-    held = sum(map(math.prod, folder.shapes().values()))
+    theirs = folder.shapes()
+    held = sum(map(math.prod, theirs.values()))
     ours: dict[str, Shape] = {name: tuple(each.shape) for name, each in build_on_meta(model).state_dict().items()}
     if (described := sum(map(math.prod, ours.values()))) > MOST_TIMES * held:  # it would take long to name all of them
         raise FormatError(
@@ -78,7 +79,7 @@ def inspect(path: Path) -> Found:
         )
     node: Any = to_plain(model)
     table = Table(f"format '{name}'", family.rules(node), ours)
-    ignored = table.check_names(folder.shapes(), family.ignored(node), str(path))
+    ignored = table.check_names(theirs, family.ignored(node), str(path))
     dtypes = {name: _dtype(folder, table, name) for name in ours}
     return Found(folder, name, model, table, ignored, dtypes, _balance_weight(family, folder))
 
