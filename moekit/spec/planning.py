@@ -143,7 +143,7 @@ class Planner:
                 here, absent = (*path, name), partial(self._default, node, name, info)
                 make = partial(self._child, node, name, info)
                 if info.kind == "slot":
-                    make = partial(self._component, info.component, written, here)
+                    make = partial(self._component, info.component, written, here, optional=info.default is None)
                 self._put(node.children, written, here, make, absent)
         return node
 
@@ -228,7 +228,7 @@ class Planner:
             node.children[name] = info.default
             node.written[name] = None if info.default is None else _plain_default(node.spec, name, self._registry)
 
-    def _component(self, kind: str, holder: dict[str, Any], path: Keys, value: Any) -> Any:
+    def _component(self, kind: str, holder: dict[str, Any], path: Keys, value: Any, optional: bool = False) -> Any:
         """The node that ``value``, of ``holder``, describes in a slot of ``kind``; ``BROKEN`` if it has a mistake."""
         if isinstance(value, str):
             key: Any = path[-1]
@@ -257,8 +257,9 @@ class Planner:
             component = self._registry.get(kind, use, home=place.plugin)
         except UnknownName as error:
             p = error.problem
+            expected = p.expected or ("one of these, or null" if optional and not p.nearest else "")
             return self._report.add(
-                at, p.what, expected=p.expected, nearest=p.nearest, list_with=p.list_with, notes=p.notes
+                at, p.what, expected=expected, nearest=p.nearest, list_with=p.list_with, notes=p.notes
             )
         except MoekitError as error:  # its plugin failed to load
             return self._report.add(at, str(error))

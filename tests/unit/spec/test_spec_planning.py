@@ -39,6 +39,13 @@ unknown expert 'walk' (installed: flat, wide)
   list them: moekit ls experts
   note: plugin 'broken' failed to load (ImportError: no such luck); see: moekit plugins
 
+$ model.moe.shared=none  # unknown component in a slot that may be empty
+unknown expert 'none' (installed: flat, wide)
+  at model.moe.shared.use  in command line
+  expected one of these, or null
+  list them: moekit ls experts
+  note: plugin 'broken' failed to load (ImportError: no such luck); see: moekit plugins
+
 $ model.moe.ruoter=pick  # unknown option of a group
 'model.moe' has no option 'ruoter'
   at model.moe.ruoter  in command line
@@ -126,6 +133,7 @@ model 'tower' has no option 'widht'
 
 unknown data 'nope' (installed: cases, lines)
   at data.use  in command line
+  expected one of these, or null
   list them: moekit ls data
   note: plugin 'broken' failed to load (ImportError: no such luck); see: moekit plugins
 
