@@ -238,6 +238,7 @@ def train(
     given = {key: each for key, each in (("callbacks", parts), ("logger", logger_parts)) if each}
     source: Any = recipe if folder is None else folder.spec
     sources = [*(source if isinstance(source, list | tuple) else [source]), *([{"trainer": given}] if given else [])]
+    overrides = [*([overrides] if isinstance(overrides, str) else overrides), *([] if compare else ["compare=null"])]
     spec = load(sources if len(sources) > 1 else source, overrides)
     chosen: list[RunFolder] = []
     training.train(
@@ -245,7 +246,6 @@ def train(
         root=Path(out),
         name=name,
         resume=folder,
-        with_dense=compare,
         allow_changes=allow_changes,
         console=Screen(quiet=True) if quiet else None,
         callbacks=objects,

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from moekit.errors import MoekitError
     from moekit.spec import load
 
-    overrides = list(args.overrides)
+    overrides = [*args.overrides, *(["compare=null"] if args.no_compare else [])]
     recipe = None
     if args.resume:
         # With --resume the first positional argument can only be an override.
@@ -70,7 +70,6 @@ def run(args: argparse.Namespace) -> int:
         out=args.out,
         name=args.name,
         resume=args.resume or None,
-        compare=not args.no_compare,
         allow_changes=args.allow_changes,
     )
     return 0

@@ -24,7 +24,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-RUNS = Path("runs")
+RUNS: Path = Path("runs")
 LOCK, SPEC = ".lock", "spec.yaml"
 STARTED = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:-(\d+))?")
 

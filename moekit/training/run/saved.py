@@ -186,7 +186,7 @@ def verify_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
 
 
 def check_same_model(path: Path, saved: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
-    """Rejects a checkpoint of another model, by the plain specs in the checkpoint and of the resumed run.
+    """Rejects a checkpoint of another model or optimizer, by the plain specs in the checkpoint and of the resumed run.
 
     Raises:
         CheckpointError: naming the first keys that differ.
@@ -197,7 +197,10 @@ def check_same_model(path: Path, saved: Mapping[str, Any], spec: Mapping[str, An
         was, now = ((tree.get(part) or {}).get(key) for tree in (saved, spec))
         lines += [] if was == now else [_change(f"{part}.{key}", was, now)]
     if lines:
-        raise CheckpointError(f"cannot resume from {path}: it holds another model" + "".join(lines[:5]))
+        raise CheckpointError(
+            f"{path} cannot be resumed, for this has changed:{''.join(lines[:5])}\n"
+            f"  train a new run from its weights instead: start.run={path}"
+        )
 
 
 def check_unchanged(

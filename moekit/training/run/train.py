@@ -58,7 +58,6 @@ def train(
     root: Path = RUNS,
     name: str | None = None,
     resume: RunFolder | None = None,
-    with_dense: bool = True,
     allow_changes: bool = False,
     console: Console | None = None,
     callbacks: Sequence[Callback] = (),
@@ -73,7 +72,6 @@ def train(
         root: folder of all runs.
         name: of the run, below ``root``; default: the recipe's.
         resume: the folder of a run to resume, from its last checkpoint or the chosen one.
-        with_dense: False skips the comparison, also whenever the run is resumed.
         allow_changes: resume although the data's contents or options, the seed or the precision have changed.
         callbacks, loggers: Lightning's, in addition to those of the recipe; not for the dense baseline.
         started: called with the run's folder when it has been chosen.
@@ -97,8 +95,6 @@ def train(
     check_same_run(f"moekit {__version__}, recipe {hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}")
     if resume is None and recipe.start is not None:
         recipe = with_checkpoint_path(recipe, recipe.start, root)
-    if not with_dense:
-        recipe = replace(recipe, compare=None)
     dense = None if recipe.compare is None else dense_recipe(recipe)
     with quiet(), ExitStack() as stack:
 
