@@ -131,7 +131,7 @@ class TrainerSpec(Spec):
     )
     overfit_batches: int | float = option(0, "train and validate on so many batches: their number, or a fraction", ge=0)
     num_sanity_val_steps: int = option(0, "validation batches to try before training; -1: all", ge=-1)
-    fast_dev_run: int | bool = option(False, "try so many batches (true: 1), without logs and checkpoints")
+    fast_dev_run: int | bool = option(False, "try so many batches (true: 1), without logs")
     log_every_n_steps: int | None = option(
         None, "optimizer steps between logged steps (default: 100 logged steps in a run, at most 25 apart)", ge=1
     )
