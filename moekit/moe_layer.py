@@ -18,7 +18,7 @@ from moekit.registry import build
 from moekit.routing import LossTerm, Routing, TokenChoice
 from moekit.spec.dumping import text_of
 from moekit.spec.fields import ConflictError, Spec
-from moekit.spec.kinds import BalancerSpec, MoE, RouterSpec, balancer_conflicts
+from moekit.spec.kinds import BalancerSpec, DispatcherSpec, MoE, RouterSpec, balancer_conflicts
 
 
 class MoELayer(nn.Module):
@@ -125,7 +125,7 @@ class MoELayer(nn.Module):
 
         Raises:
             ValueError: ``valid`` is not bool, ``tokens`` not int64, or either not of ``x``'s shape; router and experts
-                differ in number.
+                differ in number; ``gate_on`` is ``input``, and tokens have several experts.
             PluginError: what a component returned has another shape or dtype than its interface says; with
                 ``check_values``, or values that it must not have.
         """
@@ -185,13 +185,15 @@ class MoELayer(nn.Module):
         return torch.stack(biases).sum(0) if len(biases) > 1 else (biases[0] if biases else None)
 
     def _conflicts(self) -> list[str]:
-        """Conflicts between the router's spec and the balancers', where they have one and all experts are here."""
+        """Conflicts of the router's spec with the other parts', where they have one and all experts are here."""
         router = getattr(self.router, "spec", None)
         specs = {name: getattr(balancer, "spec", None) for name, balancer in self.balancers.items()}
         known = {name: spec for name, spec in specs.items() if isinstance(spec, BalancerSpec)}
         if not isinstance(router, RouterSpec) or self.dispatcher.local_experts is not None:
             return []
-        return list(balancer_conflicts(router, self.experts.num_experts, known))
+        dispatcher = getattr(self.dispatcher, "spec", None)
+        found = list(dispatcher.check_router(router)) if isinstance(dispatcher, DispatcherSpec) else []
+        return [*found, *balancer_conflicts(router, self.experts.num_experts, known)]
 
     def step(self, load_E: Tensor, *, progress: float = 0.0) -> None:
         """Updates the balancers' state. To be called once per optimizer step; see ``Balancer.step``."""
@@ -201,7 +203,10 @@ class MoELayer(nn.Module):
 
 def _gated_input(x_TD: Tensor, routing: Routing) -> tuple[Tensor, Routing]:
     """Tokens multiplied by the gate of their one expert, and the routing with gates of 1."""
-    assert isinstance(routing, TokenChoice)
+    if not isinstance(routing, TokenChoice) or routing.expert_TK.shape[1] != 1:
+        raise ValueError(
+            "gate_on='input' needs one expert for each token, and the router lists several or chooses tokens"
+        )
     gated_TD = (x_TD * routing.gate_TK).to(x_TD.dtype)
     return gated_TD, replace(routing, gate_TK=torch.ones_like(routing.gate_TK))
 

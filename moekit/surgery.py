@@ -18,23 +18,31 @@ TORCH_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
 class OutputOnly(nn.Module):
-    """A mixture that returns its output alone; ``BalanceStep.watching`` sees its report."""
+    """A mixture that returns its output alone; ``BalanceStep.watching`` sees its report.
 
-    def __init__(self, moe: MoELayer) -> None:
+    Args:
+        moe: the mixture.
+        positions_first: whether tokens with three dimensions are ``[S, B, D]``; otherwise ``[B, S, D]``.
+    """
+
+    def __init__(self, moe: MoELayer, positions_first: bool = False) -> None:
         super().__init__()
         self.moe = moe
+        self.positions_first = positions_first
 
     def forward(self, x: Tensor) -> Tensor:
         """The output ``[..., O]`` of tokens ``[..., D]``."""
-        y: Tensor = self.moe(x)[0]
-        return y
+        turned = self.positions_first and x.ndim == 3
+        y: Tensor = self.moe(x.transpose(0, 1) if turned else x)[0]
+        return y.transpose(0, 1) if turned else y
 
 
 def replace(model: nn.Module, pattern: str | type[nn.Module], layer: Layer) -> dict[str, MoELayer]:
     """Replaces modules by mixtures, in place. The model then returns what it returned before, and no report.
 
     A mixture gets the widths, device, dtype and mode of what it replaces; its weights are new. Of torch's own
-    Transformer layers the feed-forward network is replaced. A module that is used twice becomes one mixture.
+    Transformer layers the feed-forward network is replaced. A module that is used twice becomes one mixture. Tokens of
+    three dimensions are read as ``[B, S, D]``; in torch's Transformer layers as their ``batch_first`` says.
 
     Args:
         model: any model.
@@ -59,7 +67,7 @@ def replace(model: nn.Module, pattern: str | type[nn.Module], layer: Layer) -> d
     new = {module: _mixture(name, module, layer) for name, module in found.items()}
     for name, module in found.items():
         if isinstance(module, TORCH_LAYERS):  # linear2(dropout(activation(linear1(x))))
-            module.linear1 = OutputOnly(new[module])  # type: ignore[assignment]
+            module.linear1 = OutputOnly(new[module], not module.self_attn.batch_first)  # type: ignore[assignment]
             module.linear2, module.dropout, module.activation = nn.Identity(), nn.Identity(), nn.Identity()  # type: ignore[assignment]
             module.activation_relu_or_gelu = 0  # else evaluation would call a kernel with the linear layers' weights
         else:

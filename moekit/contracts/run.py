@@ -59,9 +59,9 @@ class Batch(NamedTuple):
         if self.targets.is_floating_point():
             return None
         learnt = self.targets != NOT_LEARNT
-        return (
-            learnt.float().mean() if self.valid is None else (learnt & self.valid).sum() / self.valid.sum().clamp(min=1)
-        )
+        if self.valid is None:
+            return learnt.float().mean()
+        return (learnt & self.valid).sum().float() / self.valid.sum().clamp(min=1)  # integers: in torch's default dtype
 
 
 class Place(NamedTuple):

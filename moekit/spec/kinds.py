@@ -36,6 +36,7 @@ class RouterSpec(Spec):
     causal: ClassVar[bool] = False  # whether a token's routing is independent of later tokens
     needs_tokens: ClassVar[bool] = False  # whether it reads token ids, which language models pass to it
     gives_smooth_load: ClassVar[bool] = False  # whether its routings have ``smooth_load_E`` in training
+    lists_all: ClassVar[bool] = False  # whether its routings list every expert for each token, sent or not
 
     def active(self, num_experts: int) -> float:
         """The mean number of experts that one token runs through. Override.
@@ -92,6 +93,10 @@ class DispatcherSpec(Spec):
 
     def check_experts(self, num_experts: int) -> Iterable[str]:
         """Conflicts with the number of routed experts, one sentence each. Override; the spec of the layer calls it."""
+        return ()
+
+    def check_router(self, router: RouterSpec) -> Iterable[str]:
+        """Conflicts with the router, one sentence each. Override; the layer calls it."""
         return ()
 
 
@@ -319,8 +324,10 @@ class MoE(Spec):
                 f"{type(self.router).__name__} routes by '{form}', but dispatcher {type(self.dispatcher).__name__} "
                 f"takes {', '.join(sorted(self.dispatcher.forms))}"
             )
+        yield from self.dispatcher.check_router(self.router)
         yield from balancer_conflicts(self.router, self.experts.count, self.balancers)
-        if self.gate_on == "input" and (form != "token_choice" or self.router.active(self.experts.count) != 1):
+        one = form == "token_choice" and not self.router.lists_all and self.router.active(self.experts.count) == 1
+        if self.gate_on == "input" and not one:
             yield "gate_on=input is for one expert a token, chosen by the token: set top_k=1, or gate_on=output"
 
     def leak(self) -> str:

@@ -169,4 +169,5 @@ def max_violation(load_E: Tensor) -> Tensor:
     load_E = load_E if load_E.is_floating_point() else load_E.long()
     total = load_E.sum(-1)
     excess = load_E.amax(-1) * load_E.shape[-1] - total  # E times (max - mean): exact for counts
+    excess = excess if excess.is_floating_point() else excess.float()
     return (excess / total).where(total > 0, 0)

@@ -81,6 +81,18 @@ class ClaimsAll(Pick):
         return num_experts
 
 
+class ClaimsToListAll(Pick):
+    lists_all: ClassVar[bool] = True
+
+
+class ListsAll(PickRouter):
+    def choose(self, biased_TE: Tensor) -> Tensor:
+        return biased_TE.detach().argsort(1, descending=True)
+
+    def routing(self, routing: TokenChoice) -> Routing:
+        return replace(routing, sent_TK=torch.arange(routing.expert_TK.shape[1]) < self.spec.top_k)
+
+
 class NeedsTokens(PickRouter):
     def clean(self, x_TD: Tensor, valid_T: Tensor | None) -> Tensor:
         return super().clean(x_TD, valid_T) / x_TD.abs().amax()
@@ -273,6 +285,7 @@ BROKEN: dict[str, list[Component]] = {
     "check_shapes": components(Pick, Turned, OneGate, CountsFromOne),
     "check_form": [*components(ClaimsSoft, PickRouter), *components(Pick, LosesMask)],
     "check_active": components(ClaimsAll, PickRouter),
+    "check_lists_all": [*components(ClaimsToListAll, PickRouter), *components(Pick, ListsAll)],
     "check_any_number_of_tokens": components(Pick, NeedsTokens, NeedsTwoTokens),
     "check_fp32_arithmetic": components(Pick, LowPrecision, ScoresInInputType),
     "check_device": components(Pick, MakesTensorsOnCpu),

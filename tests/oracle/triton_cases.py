@@ -128,6 +128,14 @@ def test_every_bank_equals_the_loop(kind: str, activation: str) -> None:
     assert_equal(tokens(7), routing(any_experts(7, 3, 2), 3), bank(kind, activation, 3), torch.float32, 1e-5)
 
 
+def test_a_relu_of_minus_infinity_is_zero() -> None:
+    """A hidden unit that overflows, as fp16 does below -65504."""
+    experts = bank("ffn", "relu", 2)
+    with torch.no_grad():
+        next(iter(experts.parameters()))[:, 0] = -1e38
+    assert_equal(tokens(5).abs(), routing(any_experts(5, 2, 1), 2), experts, torch.float32, 1e-5)
+
+
 @pytest.mark.parametrize(
     ("kind", "activation", "dtype"),
     sweep(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from routings import token_choice
@@ -24,13 +26,17 @@ from moekit import (
 )
 from moekit.moe_layer import run_on_all
 from moekit.spec.fields import ConflictError
-from moekit.spec.kinds import BalancerSpec, MoE, RouterSpec
+from moekit.spec.kinds import BalancerSpec, DispatcherSpec, MoE, RouterSpec
 from moekit_balancers.cv_squared import CVSquared
 from moekit_balancers.load_balance import LoadBalance
 from moekit_balancers.sign_bias import SignBias
+from moekit_dispatchers.capacity import Capacity
+from moekit_dispatchers.device_capacity import DeviceCapacity
+from moekit_dispatchers.expert_parallel import ExpertParallel
 from moekit_dispatchers.loop import Loop
 from moekit_experts.glu import Glu
 from moekit_routers.dense import Dense
+from moekit_routers.strict import Strict
 from moekit_routers.topk import TopK
 
 D, E = 3, 2
@@ -195,6 +201,37 @@ def test_from_spec_of_anything_but_a_layers_spec_raises(given: object) -> None:
 
 
 def test_a_gate_on_the_input_is_for_one_expert_a_token() -> None:
-    for router in (TopK(top_k=2), Dense()):
+    for router in (TopK(top_k=2), Dense(), Strict(top_k=1)):
         with pytest.raises(ValueError, match="gate_on=input is for one expert a token"):
             MoE(router=router, experts=Glu(count=3, hidden=4), dispatcher=Loop(), gate_on="input")
+    dims = LayerDims(dim=3, num_experts=3)
+    parts = [build(spec, dims) for spec in (Strict(top_k=1), Glu(count=3, hidden=4), Loop())]
+    by_hand = MoELayer(router=parts[0], experts=parts[1], dispatcher=parts[2], gate_on="input")
+    with pytest.raises(ValueError, match="gate_on='input' needs one expert for each token"):
+        by_hand(torch.randn(6, 3))
+
+
+@pytest.mark.parametrize(
+    ("dispatcher", "balancer", "message"),
+    [
+        (Capacity(), None, "^count=pairs: router Strict lists all experts for each token"),
+        (DeviceCapacity(groups=2, inner=Capacity(factor=2.0)), None, "^count=pairs: router Strict lists all experts"),
+        (ExpertParallel(local=Capacity()), None, "^count=pairs: router Strict lists all experts for each token"),
+        (Loop(), LoadBalance(count="first"), "^balancer 'b': count=first: router Strict lists all experts"),
+        (Capacity(count="tokens"), None, ""),
+        (Capacity(slots=2), LoadBalance(), ""),
+    ],
+)
+def test_what_counts_choices_rejects_a_router_that_lists_all_experts(
+    dispatcher: DispatcherSpec, balancer: BalancerSpec | None, message: str
+) -> None:
+    """Capacities would take K for E, and drop nothing; a first choice would always be expert 0."""
+    balancers = {} if balancer is None else {"b": balancer}
+    bank, router, dims = Glu(count=4, hidden=4), Strict(top_k=2), LayerDims(dim=D, num_experts=4)
+    with pytest.raises(ConflictError, match=message) if message else nullcontext():
+        MoE(router=router, experts=bank, dispatcher=dispatcher, balancers=balancers)
+    with pytest.raises(ConflictError, match=message) if message else nullcontext():
+        MoELayer(
+            router=build(router, dims), experts=build(bank, dims), dispatcher=build(dispatcher, dims),
+            balancers={name: build(spec, dims) for name, spec in balancers.items()},
+        )  # fmt: skip

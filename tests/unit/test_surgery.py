@@ -105,6 +105,26 @@ def test_torchs_own_layers_run_the_mixture_in_place_of_their_two_linear_layers(k
     assert all(p.grad is not None for p in moe.router.parameters())
 
 
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_torchs_own_layers_balance_each_sequence_whichever_dimension_counts_them(kind: str) -> None:
+    """``batch_first=False``, torch's default, has tokens ``[S, B, D]``."""
+    make = nn.TransformerEncoderLayer if kind == "encoder" else nn.TransformerDecoderLayer
+    each = {"load": {"use": "load_balance", "scope": "sequence", "weight": 0.1}}
+    x, memory = torch.randn(3, 7, 16), torch.randn(3, 2, 16)
+    found = []
+    for batch_first in (True, False):
+        torch.manual_seed(1)
+        layer = make(16, 2, 32, dropout=0.0, batch_first=batch_first)
+        (moe,) = moekit.replace(layer, make, {**OPTIONS, "balancers": each}).values()
+        losses: list[Tensor] = []
+        moe.register_forward_hook(lambda *given, losses=losses: losses.append(given[2][1].loss()))
+        given = [t if batch_first else t.transpose(0, 1) for t in (x, memory)][: 1 if kind == "encoder" else 2]
+        y = layer(*given)
+        found.append((y if batch_first else y.transpose(0, 1), losses[0]))
+        assert layer(given[0][0], *(each[0] for each in given[1:])).shape == given[0][0].shape  # without a batch
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_a_padded_transformer_encoder_runs_in_evaluation_without_torchs_fused_kernel() -> None:
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True), 2)
     assert list(moekit.replace(model, nn.TransformerEncoderLayer, OPTIONS)) == ["layers.0", "layers.1"]

@@ -23,5 +23,8 @@ class CommunicationBalance(BalancerSpec):
             yield f"top_groups={self.top_groups} is more than groups={self.groups}"
 
     def check_router(self, router: RouterSpec, num_experts: int) -> Iterable[str]:
-        """Devices must hold equal numbers of experts."""
+        """Devices must hold equal numbers of experts, and be as many for a token as the router says."""
         yield from uneven_devices(self.groups, num_experts)
+        limit = router.group_limit()
+        if limit.groups == self.groups and limit.top_groups != self.top_groups:
+            yield f"top_groups={self.top_groups} is not the router's top_groups={limit.top_groups}: give both the same"

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 from moekit.spec.fields import option
-from moekit.spec.kinds import BalancerSpec, Form
+from moekit.spec.kinds import BalancerSpec, Form, RouterSpec
 
 
 class LoadBalance(BalancerSpec):
@@ -30,4 +30,12 @@ class LoadBalance(BalancerSpec):
             yield (
                 "count=first with scope=step: the load of a step counts all choices; set count=all, or "
                 "scope=global_batch"
+            )
+
+    def check_router(self, router: RouterSpec, num_experts: int) -> Iterable[str]:
+        """A first choice is one of several."""
+        if self.count == "first" and router.lists_all:
+            yield (
+                f"count=first: router {type(router).__name__} lists all experts for each token, so that the first is "
+                "none of its choice; set count=all"
             )

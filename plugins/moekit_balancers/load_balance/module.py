@@ -96,6 +96,6 @@ class LoadBalanceLoss(Balancer):
     def step(self, load_E: Tensor, *, progress: float = 0.0) -> None:
         """Stores the load's shares, for the scope ``step``; a load without tokens changes nothing."""
         if self.spec.scope == "step":
-            load_E = load_E.to(self.share_E.device)
+            load_E = load_E.to(self.share_E)
             share_E = load_E / load_E.sum().clamp(min=1)
             self.share_E.copy_(share_E.where(load_E.sum() > 0, self.share_E))

@@ -47,5 +47,7 @@ class SignBiasBalancer(Balancer):
         load_E = load_E.double() if load_E.is_floating_point() else load_E.long()
         total = load_E.sum()
         short_E = total - load_E.numel() * load_E  # E times (mean - load), in integers: exact
-        err_E = short_E.sign() if self.spec.rule == "sign" else (short_E / total).where(total > 0, 0)
+        err_E = (
+            short_E.sign() if self.spec.rule == "sign" else (short_E.to(self.bias_E.dtype) / total).where(total > 0, 0)
+        )
         self.bias_E += self.spec.rate * err_E.to(self.bias_E.dtype)

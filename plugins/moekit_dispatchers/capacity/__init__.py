@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 from moekit.spec.fields import option
-from moekit.spec.kinds import DispatcherSpec, Form
+from moekit.spec.kinds import DispatcherSpec, Form, RouterSpec
 
 
 class Capacity(DispatcherSpec):
@@ -50,6 +50,14 @@ class Capacity(DispatcherSpec):
         for name in ("factor", "eval_factor", "count", "rounding", "at_least", "multiple"):
             if (value := getattr(self, name)) != getattr(defaults, name):
                 yield f"slots={self.slots} is C itself, so {name}={value} has no effect: give one of them"
+
+    def check_router(self, router: RouterSpec) -> Iterable[str]:
+        """K is the choices of a token, not all experts."""
+        if router.lists_all and self.count == "pairs" and self.slots is None:
+            yield (
+                f"count=pairs: router {type(router).__name__} lists all experts for each token, so that nothing would "
+                "be dropped; set count=tokens and a factor by tokens, or slots"
+            )
 
     def causal(self) -> bool:
         """False where affinities of later tokens can displace a token's pair: a decoder must not drop by them.

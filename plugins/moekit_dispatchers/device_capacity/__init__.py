@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from moekit.spec.fields import option, slot
-from moekit.spec.kinds import DispatcherSpec, Form
+from moekit.spec.kinds import DispatcherSpec, Form, RouterSpec
 
 
 class DeviceCapacity(DispatcherSpec):
@@ -46,3 +46,7 @@ class DeviceCapacity(DispatcherSpec):
                 "choose a divisor for groups, or a multiple of it for count"
             )
         yield from self.inner.check_experts(num_experts)
+
+    def check_router(self, router: RouterSpec) -> Iterable[str]:
+        """Those of the inner dispatcher."""
+        return self.inner.check_router(router)

@@ -33,6 +33,7 @@ class DeviceCapacityDispatcher(Dispatcher):
         super().__init__()
         for conflict in spec.check_experts(dims.num_experts):
             raise ValueError(conflict)
+        self.spec = spec
         self.num_groups, self.exempt, self.budget = spec.groups, spec.exempt, spec.budget
         self.factor = as_fraction(1.0 if spec.factor is None else spec.factor)
         self.inner = cast(Dispatcher, build(spec.inner, dims))
@@ -84,7 +85,7 @@ class DeviceCapacityDispatcher(Dispatcher):
         if not self.exempt or not T:
             return None
         S = length(T, num_sequences)
-        exempt_B = torch.rand(num_sequences, device=counts_TK.device) < self.exempt
+        exempt_B = torch.rand(num_sequences, dtype=torch.float32, device=counts_TK.device) < self.exempt
         return exempt_B.repeat_interleave(S, output_size=T)[:, None]
 
     def extra_repr(self) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from moekit.spec.kinds import PAIR_FORMS, ExpertParallelSpec, Form
+from moekit.spec.kinds import PAIR_FORMS, ExpertParallelSpec, Form, RouterSpec
 
 
 class ExpertParallel(ExpertParallelSpec):
@@ -40,3 +40,7 @@ class ExpertParallel(ExpertParallelSpec):
                 "choose a divisor for size, or a multiple of it for count"
             )
         yield from self.local.check_experts(num_experts)
+
+    def check_router(self, router: RouterSpec) -> Iterable[str]:
+        """Those of the local dispatcher."""
+        return self.local.check_router(router)

@@ -60,6 +60,7 @@ class ExpertParallelDispatcher(Dispatcher):
         super().__init__()
         for conflict in spec.check_experts(dims.num_experts):
             raise ValueError(conflict)
+        self.spec = spec
         self.local = cast(Dispatcher, build(spec.local, dims))
         self.size = (dist.get_world_size() if spec.size is None else spec.size) if is_distributed() else 1
         self.compute: Dispatcher | None = None

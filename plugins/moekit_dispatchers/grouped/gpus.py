@@ -41,10 +41,10 @@ def why_slow(x_TD: Tensor, num_experts: int) -> str:
 
 
 def product_dtype(x_ND: Tensor) -> torch.dtype:
-    """The dtype of products: autocast's where it is on, as in ``F.linear``."""
+    """The dtype of products: autocast's where it is on, as in ``F.linear``; fp64 stays fp64."""
     device = x_ND.device.type
     on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if on else x_ND.dtype
+    return torch.get_autocast_dtype(device) if on and x_ND.dtype != torch.float64 else x_ND.dtype
 
 
 def capability_of(device: torch.device) -> tuple[int, int] | None:

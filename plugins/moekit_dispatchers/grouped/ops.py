@@ -142,12 +142,19 @@ expert_rows.register_autograd(_expert_rows_backward, setup_context=_save_experts
 
 
 def in_autocast_dtype(x_ND: Tensor, w_EHD: Tensor, b_EH: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Rows, weights and biases in autocast's dtype where autocast is on: it does not cover ``F.grouped_mm``."""
+    """Rows, weights and biases in autocast's dtype where autocast is on: it does not cover ``F.grouped_mm``.
+
+    As in autocast, fp64 stays fp64.
+    """
     device = x_ND.device.type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return x_ND, w_EHD, b_EH
     dtype = torch.get_autocast_dtype(device)
-    return x_ND.to(dtype), w_EHD.to(dtype), None if b_EH is None else b_EH.to(dtype)
+
+    def cast(t: Tensor) -> Tensor:
+        return t if t.dtype == torch.float64 else t.to(dtype)
+
+    return cast(x_ND), cast(w_EHD), None if b_EH is None else cast(b_EH)
 
 
 def narrow_keys(key: Tensor, largest: int) -> Tensor:

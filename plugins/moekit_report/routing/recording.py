@@ -124,8 +124,8 @@ class Passes:
         return {table: joined(rows) for table, rows in tables.items()}
 
 
-SMALL = {"step": np.int32, "part": np.int8, "layer": np.int16, "expert": np.int16, "first": np.int16}
-SMALL |= {"second": np.int16, "domain": np.int16, "class": np.int8}
+SMALL = {"step": np.int32, "part": np.int8, "layer": np.int16, "expert": np.int32, "first": np.int32}
+SMALL |= {"second": np.int32, "domain": np.int16, "class": np.int8}
 
 
 def columns(at: Mapping[str, int], values: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from moekit.contracts import LayerReport
 from moekit.distributed import is_distributed
+from moekit.router_math import autocast_off
 from moekit.routing import ExpertChoice, Routing, TokenChoice
 
 COUNTS = (
@@ -170,7 +171,8 @@ def _choices(routing: Routing, bias_E: Tensor | None, wide: torch.dtype) -> _Cho
 def pairs_EE(sent: Sent) -> Tensor:
     """int64 ``[E, E]``: the tokens that were sent to both experts."""
     sent_TE = sent.sent_TE.to(torch.float32)  # sums of up to 2^24 ones are exact
-    return (sent_TE.mT @ sent_TE).long()
+    with autocast_off(sent_TE.device):
+        return (sent_TE.mT @ sent_TE).long()
 
 
 def load_by(label_T: Tensor, num_labels: int, sent: Sent) -> Tensor:

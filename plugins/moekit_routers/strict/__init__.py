@@ -12,6 +12,7 @@ class Strict(RouterSpec):
 
     takes_bias: ClassVar[bool] = False  # the load is even by construction
     causal: ClassVar[bool] = False  # in training experts choose among all tokens of the batch, including later ones
+    lists_all: ClassVar[bool] = True
     top_k: int = option(help="experts of a token, on average: each expert keeps this · tokens / experts", ge=1)
     threshold_weight: float = option(1.0, "coefficient of the loss that trains the thresholds of evaluation", ge=0)
 

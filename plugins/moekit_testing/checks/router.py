@@ -44,6 +44,8 @@ def checks(case: Case) -> Iterator[Check | Omitted]:
     yield from claimed(case, "gives_smooth_load", check_smooth_load)
     if not case.spec_as(RouterSpec).gives_smooth_load:
         yield check_no_smooth_load
+    if case.spec_as(RouterSpec).form == "token_choice":
+        yield check_lists_all
 
 
 def check_shapes(case: Case) -> None:
@@ -240,6 +242,21 @@ def check_active(case: Case) -> None:
         found=f"active({E}) = {active}",
         expected=f"more than 0 and at most {most}",
     )
+
+
+def check_lists_all(case: Case) -> None:
+    """Lists every expert for each token if it claims so (``lists_all``), otherwise the choices of a token.
+
+    Capacities count the columns of a routing, and first choices are its first column.
+    """
+    E, spec = case.dims.num_experts, case.spec_as(RouterSpec)
+    routing = route(case.build(), normal(3 * E, case.dims.dim))
+    assert isinstance(routing, TokenChoice)
+    K, found = routing.expert_TK.shape[1], f"expert_TK of {routing.expert_TK.shape[1]} columns, {E} experts"
+    if spec.lists_all:
+        require(K == E, found=found, expected=f"{E} columns (or no claim lists_all)")
+    else:
+        require(K < E or spec.active(E) == E, found=found, expected="fewer columns (or the claim lists_all = True)")
 
 
 def check_bias_chooses_only(case: Case) -> None:

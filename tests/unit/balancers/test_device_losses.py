@@ -113,3 +113,12 @@ def test_devices_that_cannot_be_even_are_rejected(spec: BalancerSpec) -> None:
 def test_no_token_can_use_more_devices_than_there_are() -> None:
     with pytest.raises(ConflictError, match="top_groups=3 is more than groups=2"):
         CommunicationBalance(groups=2, top_groups=3)
+
+
+def test_the_routers_limit_of_devices_is_the_losss() -> None:
+    parts = {"experts": Glu(count=8, hidden=2), "dispatcher": Grouped()}
+    router = TopK(top_k=4, groups=4, top_groups=3)
+    MoE(router=router, **parts, balancers={"far": CommunicationBalance(groups=4, top_groups=3)})
+    MoE(router=router, **parts, balancers={"far": CommunicationBalance(groups=2, top_groups=1)})  # other devices
+    with pytest.raises(ConflictError, match="'far': top_groups=2 is not the router's top_groups=3: give both the same"):
+        MoE(router=router, **parts, balancers={"far": CommunicationBalance(groups=4, top_groups=2)})

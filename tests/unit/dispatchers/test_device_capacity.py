@@ -86,7 +86,7 @@ def test_exempt_sequences_lose_nothing_and_use_the_budget(monkeypatch: pytest.Mo
     """The second sequence is exempt: its two pairs of lowest affinity stay, and the first has no budget left."""
     routed = routing([[0], [1], [0], [1]], [[0.9], [0.8], [0.2], [0.1]])
     draws = torch.tensor([0.5, 0.05])
-    monkeypatch.setattr(torch, "rand", lambda *size, device: draws)
+    monkeypatch.setattr(torch, "rand", lambda *size, dtype, device: draws)
     out = dispatcher(exempt=0.1)(torch.randn(4, D), routed, OneHotExperts(E).float(), num_sequences=2)
     assert out.y_TO.any(1).tolist() == [False, False, True, True] and int(out.dropped) == 2
 

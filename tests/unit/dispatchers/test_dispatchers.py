@@ -9,6 +9,7 @@ from moekit import build
 from moekit.contracts import ExpertBank, LayerDims
 from moekit.moe_layer import MoELayer
 from moekit.routing import TokenChoice
+from moekit.spec import component_spec
 from moekit.spec.kinds import DispatcherSpec, Form, MoE
 from moekit_dispatchers.capacity import Capacity
 from moekit_dispatchers.device_capacity import DeviceCapacity
@@ -74,6 +75,18 @@ def test_under_autocast_outputs_are_bf16_and_gradients_of_gates_fp32(spec: Dispa
         y_TD = build(spec, dims)(torch.randn(3, D), routing, build(Glu(count=2, hidden=5), dims)).y_TO
     assert y_TD.dtype == torch.bfloat16
     assert torch.autograd.grad(y_TD.sum(), routing.gate_TK)[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("use", ["grouped", "textbook", "fused", "auto", "loop", "capacity"])
+def test_autocast_leaves_fp64_as_it_is(use: str) -> None:
+    """As torch's own operations do."""
+    dims = LayerDims(dim=D, num_experts=2)
+    routing = token_choice([[0], [1], [0]], [[0.5], [1.0], [0.7]], 2)
+    dispatcher, bank = build(component_spec("dispatcher", use), dims), build(Glu(count=2, hidden=5), dims).double()
+    x_TD = torch.randn(3, D, dtype=torch.float64)
+    expected_TD = dispatcher(x_TD, routing, bank).y_TO
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(dispatcher(x_TD, routing, bank).y_TO, expected_TD)
 
 
 def assert_compiles(spec: DispatcherSpec, backend: str, dtype: torch.dtype, *, padded: bool = True) -> None:

@@ -26,7 +26,8 @@ from moekit_report.routing.classes import CLASSES
 from moekit_report.routing.module import RoutingRecorder
 from moekit_report.routing.naive import Decision, Recount, changed, dropped, max_violation, percentile, recount
 from moekit_report.routing.recording import VALIDATION, Passes
-from moekit_report.routing.sums import COUNTS
+from moekit_report.routing.recording import columns as columns_of
+from moekit_report.routing.sums import COUNTS, Sent, pairs_EE
 
 SCRIPT = Path(__file__).with_name("routing_rank.py")
 Make = Callable[..., dict[str, Any]]
@@ -255,6 +256,20 @@ def test_padding_unsent_choices_and_experts_that_choose_are_counted_exactly(kind
         all_after += decisions_of(routing, batch, module, "moe")
     share = again.take(8, ["moe"])["layers"]["changed"]
     assert close(share, [changed(all_decisions, all_after)]) and 0 < share[0] < 1
+
+
+def test_pairs_of_experts_are_counted_exactly_under_autocast() -> None:
+    """bf16 has no 257."""
+    sent_TE = torch.tensor([[True, True, False]] * 257 + [[True, False, True]] * 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        found_EE = pairs_EE(Sent(sent_TE=sent_TE, gate_TE=sent_TE.float()))
+    assert found_EE.tolist() == [[259, 257, 2], [257, 257, 0], [2, 0, 2]]
+
+
+def test_every_expert_number_fits_its_column() -> None:
+    """Shazeer et al. have 65,536 experts."""
+    numbers = {name: np.array([65_535]) for name in ("expert", "first", "second")}
+    assert all(column[0] == 65_535 for column in columns_of({}, numbers, 1).values())
 
 
 def test_observers_see_every_pass_once_also_under_recomputation_and_not_the_search_for_a_nan(

@@ -115,3 +115,21 @@ def test_a_balance_loss_weighs_the_same_however_few_tokens_have_a_target() -> No
     total = balance_sum({"layer": report([0] * 40, losses=losses)}, learnt=share)
     assert total is not None
     torch.testing.assert_close(total / 10, torch.tensor(0.2))  # the objective divides by the 10 tokens with a target
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_tokens_of_a_balance_loss_are_not_rounded_to_the_default_dtype(dtype: torch.dtype) -> None:
+    """Lightning makes bf16 or fp16 the default in a step under ``bf16-true`` and ``16-true``."""
+    targets = torch.ones(1, 70_100, dtype=torch.int64)
+    valid = torch.arange(70_100)[None] >= 37
+    targets[0, :50] = NOT_LEARNT
+    losses = {"load": LossTerm(value=torch.tensor(2.0), weight=0.1)}
+    routed = report([0] * 70_063, losses=losses)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        total = balance_sum({"layer": routed}, learnt=Batch(torch.zeros_like(targets), targets, valid).learnt_share())
+    finally:
+        torch.set_default_dtype(before)
+    assert total is not None
+    torch.testing.assert_close(total, torch.tensor(0.2 * 70_050))

@@ -17,7 +17,7 @@ def activate(x, ACT: tl.constexpr):
     elif ACT == "gelu":
         y = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     elif ACT == "relu":
-        y = tl.where(x > 0, x, x * 0.0)  # x · 0, not 0: a NaN stays one
+        y = tl.where(x <= 0, 0.0, x)  # not x > 0: a NaN stays one
     else:
         tl.static_assert(ACT == "sigmoid", "no such activation")
         y = tl.sigmoid(x)
