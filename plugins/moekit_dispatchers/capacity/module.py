@@ -45,6 +45,8 @@ class CapacityDispatcher(Dispatcher):
     router's; Fedus et al. 2021, Switch Transformer (arXiv 2101.03961), section 2.2; for the order ``priority`` Riquelme
     et al. 2021, V-MoE (arXiv 2106.05974), section 4.
 
+    A choice that the router does not send takes no slot, as in GShard's code; the listing in the paper counts it.
+
     Gates are not rescaled when a pair is dropped, and a token whose pairs are all dropped comes out exactly 0.
 
     All experts run in one batched product over E · G · C rows, G the groups of tokens, empty slots filled with zeros.
