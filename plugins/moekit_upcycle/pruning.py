@@ -20,8 +20,8 @@ from moekit.spec.fields import ConflictError
 from moekit.spec.kinds import MoE
 from moekit.spec.recipe import Recipe, Start
 from moekit.spec.replacing import replace_all
-from moekit.training.run.folder import RUNS, RunFolder, checkpoint_of
-from moekit.training.run.imported import check_new, write_run
+from moekit.training.run.folder import RUNS, checkpoint_of
+from moekit.training.run.imported import check_new, imported_files, write_run
 from moekit.training.run.saved import read_checkpoint
 from moekit.training.run.start import PREFIX, load_vocabulary
 from moekit_upcycle.saliency import Saliency, saliency
@@ -72,14 +72,13 @@ def prune(run: str, out: Path, keep: int, overrides: Sequence[str] = (), root: P
     shapes = {name: tuple(each.shape) for name, each in build_on_meta(smaller.model).state_dict().items()}
     _check(recipe, shapes, held, kept)
     weights = {name: torch.empty(shape, dtype=held[name].dtype, device="meta") for name, shape in shapes.items()}
-    imported = RunFolder.find(str(checkpoint), root).imported
     write_run(
         out,
         smaller,
         weights,
         lambda name: _pieces(held[name], shapes[name], _kept_of(name, kept)),
         saved["moekit"]["data"],
-        imported.iterdir() if imported.is_dir() else (),
+        imported_files(checkpoint, "" if recipe.start is None else recipe.start.run),
     )
     before, after = (_loss(each, objective, batches) for each in (model, moekit.open(out).model.eval()))
     return Pruned(smaller, layers, kept, before, after)

@@ -10,8 +10,8 @@ import torch
 
 from moekit.spec import load
 from moekit.spec.recipe import Recipe
-from moekit.training.run.folder import RUNS, RunFolder, checkpoint_of
-from moekit.training.run.imported import check_new, write_run
+from moekit.training.run.folder import RUNS, checkpoint_of
+from moekit.training.run.imported import check_new, imported_files, write_run
 from moekit.training.run.saved import read_checkpoint
 from moekit_upcycle.upcycle import Upcycle
 from moekit_upcycle.upcycle.module import UpcycleConverter
@@ -54,14 +54,14 @@ def upcycle(runs: Sequence[str], out: Path, overrides: Iterable[str], how: Upcyc
     recipe = load([saved["hyper_parameters"]["spec"], start], overrides)
     how = replace(how, mix=[*how.mix, *(str(checkpoint_of(run, root)) for run in runs[1:])])
     made = UpcycleConverter(how).convert(recipe.model, checkpoint)
-    kept = RunFolder.find(str(checkpoint), root).imported
+    first = saved["hyper_parameters"]["spec"].get("start") or {}
     write_run(
         out,
         recipe,
         {name: torch.empty(each.shape, dtype=each.dtype, device="meta") for name, each in made.items()},
         lambda name: made[name].pieces(),
         saved["moekit"]["data"],
-        kept.iterdir() if kept.is_dir() else (),
+        imported_files(checkpoint, first.get("run", "")),
     )
     layers = dict.fromkeys(each.layer for each in made.values() if each.layer)
     return MadeRun(recipe, tuple(layers), exact=not (how.redraw or how.noise or how.mix))

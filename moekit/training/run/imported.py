@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from moekit.checkpoints.safetensors_file import Pieces
 from moekit.checkpoints.writing import save_tree
 from moekit.errors import MoekitError
 from moekit.files import make_directory, write_if_changed
+from moekit.registry import current
 from moekit.spec import dump, to_plain
+from moekit.spec.layers import open_source
 from moekit.spec.recipe import Recipe
-from moekit.training.run.folder import RunFolder
+from moekit.training.run.folder import SPEC, RunFolder
 from moekit.training.run.start import PREFIX
 
 
@@ -73,3 +75,36 @@ def check_new(out: Path) -> None:
     """
     if out.exists() and any(out.iterdir()):
         raise MoekitError(f"{out} exists already\n  give another folder, or remove it")
+
+
+def imported_files(checkpoint: Path, start: str) -> Sequence[Path]:
+    """The files that came with a model: those of its run, or else of the run that it started from, and so on.
+
+    Args:
+        checkpoint: of the model.
+        start: ``start.run`` of its recipe; "" without one.
+
+    Raises:
+        SpecError: the spec of one of these runs cannot be read.
+    """
+    place, seen = checkpoint.absolute(), set[Path]()
+    while place not in seen:  # an imported run starts from itself
+        seen.add(place)
+        if (folder := _folder_of(place)) is not None and folder.imported.is_dir():
+            return sorted(folder.imported.iterdir())
+        # a relative path begins where the command ran: in a folder above the run's own
+        above = [path / start for path in (Path(), *place.parents) if start and (path / start).exists()]
+        place = above[0].absolute() if above else place
+        start = _start_of(_folder_of(place))
+    return ()
+
+
+def _folder_of(place: Path) -> RunFolder | None:
+    """The run that a checkpoint, or a folder, is of."""
+    return next((RunFolder(path) for path in (place, *place.parents) if (path / SPEC).is_file()), None)
+
+
+def _start_of(folder: RunFolder | None) -> str:
+    """What a run started from; its spec is not built, so that it may need plugins that are missing."""
+    given = None if folder is None else open_source(folder.spec, current()).tree.data.get("start")
+    return str(given["run"]) if isinstance(given, dict) and "run" in given else ""

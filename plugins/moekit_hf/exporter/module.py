@@ -16,8 +16,7 @@ from moekit.checkpoints.safetensors_file import write_tensors
 from moekit.contracts import Exporter
 from moekit.files import make_directory, sync_directory
 from moekit.spec import to_plain
-from moekit.spec.recipe import Recipe
-from moekit.training.run.folder import RunFolder
+from moekit.training.run.imported import imported_files
 from moekit.training.run.saved import read_any_checkpoint
 from moekit_hf.exporter import HuggingFace
 from moekit_hf.fields import INERT, FormatError
@@ -56,17 +55,17 @@ class HuggingFaceExporter(Exporter):
             return read_slice(held[ours], offset, sizes)
 
         dtypes = {theirs: self._dtype(links[0].ours, held) for theirs, links in table.theirs.items()}
-        source = source_of(recipe, checkpoint)
+        came = imported_files(checkpoint, "" if recipe.start is None else recipe.start.run)
+        source = {file.name: file for file in came}
         partial = out.with_name(f".{out.name}.tmp")
         shutil.rmtree(partial, ignore_errors=True)
         make_directory(partial)
         try:
             files = self._write_weights(partial, table, dtypes, read)
-            write_json(partial / CONFIG, self._config(family, model, source, dtypes))
-            kept = [file for file in KEPT if source is not None and (source / file).is_file()]
+            write_json(partial / CONFIG, self._config(family, model, source.get(CONFIG), dtypes))
+            kept = [file for file in KEPT if file in source]
             for file in kept:
-                assert source is not None
-                shutil.copyfile(source / file, partial / file)
+                shutil.copyfile(source[file], partial / file)
             write_tokenizer(partial, saved.plain["moekit"]["data"])
             make_directory(out.parent)
             partial.rename(out)
@@ -120,7 +119,7 @@ class HuggingFaceExporter(Exporter):
         self, family: FormatSpec, model: Any, source: Path | None, dtypes: Mapping[str, torch.dtype]
     ) -> dict[str, Any]:
         """The family's fields over those of the imported model that change nothing, such as its end token."""
-        kept = {} if source is None else {k: v for k, v in read_json(source / CONFIG).items() if k in INERT}
+        kept = {} if source is None else {k: v for k, v in read_json(source).items() if k in INERT}
         kept.pop("torch_dtype", None)
         counts = [list(dtypes.values()).count(each) for each in dtypes.values()]
         dtype = list(dtypes.values())[counts.index(max(counts))]
@@ -131,16 +130,6 @@ class HuggingFaceExporter(Exporter):
             "architectures": [family.architecture],
             "dtype": str(dtype).removeprefix("torch."),
         }
-
-
-def source_of(recipe: Recipe, checkpoint: Path) -> Path | None:
-    """The files that came with the imported model: in its run, or in the run that this one started from."""
-    runs = [parent for parent in checkpoint.absolute().parents if (parent / "spec.yaml").is_file()]
-    if recipe.start is not None:
-        start = Path(recipe.start.run)
-        runs += [start, *start.parents]
-    found = (RunFolder(run).imported for run in runs)
-    return next((path for path in found if (path / CONFIG).is_file()), None)
 
 
 def write_tokenizer(folder: Path, state: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from moekit.run import open as open_run
 from moekit.spec import load
 from moekit.spec.recipe import Recipe
 from moekit.training.build import build_model
-from moekit.training.run.imported import write_run
+from moekit.training.run.imported import imported_files, write_run
 
 SPEC = {"extends": "jacobs1991", "seed": 3, "start": None}
 
@@ -55,3 +55,35 @@ def test_a_folder_with_something_in_it_is_not_written_to(tmp_path: Path) -> None
     with pytest.raises(MoekitError, match="exists already"):
         write_run(tmp_path, recipe, meta, lambda name: [weights[name]], {})
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def run_at(path: Path, start: str, *, imported: bool = False) -> Path:
+    """The checkpoint of a run that says what it started from."""
+    (path / "checkpoints" / "step-0").mkdir(parents=True)
+    (path / "spec.yaml").write_text(f"start: {{run: '{start}'}}\n" if start else "seed: 1\n")
+    if imported:
+        (path / "imported").mkdir()
+        (path / "imported" / "config.json").write_text("{}")
+    return path / "checkpoints" / "step-0"
+
+
+def test_imported_files_are_found_through_the_runs_that_a_run_started_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also from a folder other than that in which the runs were trained."""
+    first = run_at(tmp_path / "runs" / "imported", str(tmp_path / "runs" / "imported"), imported=True)
+    second = run_at(tmp_path / "runs" / "tuned" / "a", str(first))
+    third = run_at(tmp_path / "runs" / "again" / "b", "runs/tuned/a/checkpoints/step-0")
+    expected = [tmp_path / "runs" / "imported" / "imported" / "config.json"]
+    assert imported_files(first, str(first)) == imported_files(second, str(first)) == expected
+    for folder in (tmp_path, tmp_path / "runs"):
+        monkeypatch.chdir(folder)
+        assert imported_files(third, "runs/tuned/a/checkpoints/step-0") == expected
+    assert imported_files(tmp_path / "alone.ckpt", str(second)) == expected
+
+
+def test_without_imported_files_there_are_none(tmp_path: Path) -> None:
+    """Also where a run is gone, or starts from itself."""
+    circle = run_at(tmp_path / "circle", str(tmp_path / "circle"))
+    assert [imported_files(circle, start) for start in (str(tmp_path / "circle"), "gone", "")] == [(), (), ()]
+    assert imported_files(run_at(tmp_path / "fresh", ""), "") == ()

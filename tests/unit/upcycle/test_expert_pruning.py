@@ -88,7 +88,9 @@ def test_dead_experts_are_found_and_removing_them_costs_nothing(run: Path, tmp_p
 
 
 def test_an_imported_mixture_is_pruned_trains_on_and_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import_folder(write_folder(tmp_path / "theirs"), tmp_path / "run")
+    theirs = write_folder(tmp_path / "theirs")
+    (theirs / "chat_template.jinja").write_text("{{ messages }}")
+    import_folder(theirs, tmp_path / "run")
     text = ["data.use=local_text", "data.seq=16", "data.batch=2", "data.megabytes=0.05", "data.validation_windows=2"]
     with pytest.raises(MoekitError, match="the run has no data to judge experts on"):
         prune(str(tmp_path / "run"), tmp_path / "small", 2)
@@ -101,7 +103,9 @@ def test_an_imported_mixture_is_pruned_trains_on_and_leaves(tmp_path: Path, caps
     assert "blocks.0.ffn" in said and " before, " in said and str(tmp_path / "small") in said
     moekit.train(tmp_path / "small" / "spec.yaml", ["trainer.max_steps=1"], out=tmp_path / "more", quiet=True)
     assert main(["export", str(tmp_path / "small"), str(tmp_path / "out"), "--format", "hf"]) == 0
-    assert '"num_local_experts": 2' in (tmp_path / "out" / "config.json").read_text()
+    config = (tmp_path / "out" / "config.json").read_text()
+    assert '"num_local_experts": 2' in config and '"max_position_embeddings": 64' in config
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
 
 
 def test_experts_are_judged_on_the_users_own_text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,17 @@ def test_a_mixture_trains_on_from_its_weights(dense: Path, tmp_path: Path) -> No
     run = moekit.train(tmp_path / "moe" / "spec.yaml", ["optimizer.lr=1e-30", "optimizer.weight_decay=0"], out=tmp_path,
                        name="on", quiet=True)  # fmt: skip
     assert largest_difference(dense, run.path) <= 1e-5
+
+
+def test_the_files_of_an_imported_model_come_along_through_the_run_that_it_was_trained_in(
+    dense: Path, tmp_path: Path
+) -> None:
+    imported = shutil.copytree(dense, tmp_path / "imported_run")
+    (imported / "imported").mkdir()
+    (imported / "imported" / "chat_template.jinja").write_text("{{ messages }}")
+    tuned = moekit.train("base/language_model", [*DENSE, f"start.run={imported}"], out=tmp_path, quiet=True)
+    made(tuned.path, tmp_path / "moe", mixture(4, 24, "top_k: 2, renormalize: true"))
+    assert (tmp_path / "moe" / "imported" / "chat_template.jinja").read_text() == "{{ messages }}"
 
 
 @pytest.mark.parametrize(
