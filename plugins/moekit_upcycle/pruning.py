@@ -64,9 +64,7 @@ def prune(run: str, out: Path, keep: int, overrides: Sequence[str] = (), root: P
     recipe, batches, model, objective = opened(checkpoint, overrides)
     smaller = _with_experts(recipe, keep, out)
     layers = saliency(model, batches)
-    kept = {
-        name: sorted(each.mean_E.argsort(descending=True, stable=True)[:keep].tolist()) for name, each in layers.items()
-    }
+    kept = {name: _best(each, keep, _groups_of(model, name)) for name, each in layers.items()}
     saved = read_checkpoint(checkpoint).plain
     held = {name.removeprefix(PREFIX): h for name, h in saved["state_dict"].items() if name.startswith(PREFIX)}
     shapes = {name: tuple(each.shape) for name, each in build_on_meta(smaller.model).state_dict().items()}
@@ -124,6 +122,7 @@ def _with_experts(recipe: Recipe, keep: int, out: Path) -> Recipe:
 
     def fewer(moe: MoE) -> MoE:
         counts.append(moe.experts.count)
+        _check_groups(moe, keep)
         try:
             return replace(moe, experts=replace(moe.experts, count=keep))
         except ConflictError as error:
@@ -137,6 +136,35 @@ def _with_experts(recipe: Recipe, keep: int, out: Path) -> Recipe:
             f"--keep {keep}: the model's layers have {sorted(set(counts)) or 'no'} experts; expected fewer"
         )
     return replace(recipe, model=smaller, start=Start(run=str(out.absolute())), compare=None)
+
+
+def _check_groups(moe: MoE, keep: int) -> None:
+    """Checks that every group of the router keeps as many experts: a token chooses groups first.
+
+    Raises:
+        MoekitError: with the nearest numbers that would do.
+    """
+    groups = moe.router.group_limit().groups
+    if not keep % groups:
+        return
+    fit = [n for n in range(groups, moe.experts.count, groups) if not list(moe.router.check_experts(n))]
+    near = [str(n) for n in (*[n for n in fit if n < keep][-1:], *[n for n in fit if n > keep][:1])]
+    raise MoekitError(
+        f"--keep {keep}: the router's {groups} groups of experts must keep equally many\n"
+        f"  expected --keep {' or '.join(near) or f'a multiple of {groups}: of {moe.experts.count} experts, none fits'}"
+    )
+
+
+def _groups_of(model: Model, layer: str) -> int:
+    spec = model.get_submodule(layer).spec
+    return spec.router.group_limit().groups if isinstance(spec, MoE) else 1
+
+
+def _best(layer: Saliency, keep: int, groups: int) -> list[int]:
+    """The experts of highest saliency, as many of each group, in order: none moves to another group."""
+    size = len(layer.load_E) // groups
+    best_GX = layer.mean_E.view(groups, size).argsort(dim=1, descending=True, stable=True)[:, : keep // groups]
+    return sorted((best_GX + size * torch.arange(groups)[:, None]).flatten().tolist())
 
 
 def _check(

@@ -87,6 +87,56 @@ def test_dead_experts_are_found_and_removing_them_costs_nothing(run: Path, tmp_p
     assert abs(less.after - less.before) > 1e-6
 
 
+GROUPED = MOE.replace("top_k: 2,", "top_k: 2, groups: 3, top_groups: 1, group_score: top2_sum,").replace(
+    "count: 6", "count: 12"
+)
+
+
+@pytest.fixture(scope="module")
+def grouped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose router chooses one of three groups, and whose experts of the first group contribute most."""
+    out = tmp_path_factory.mktemp("grouped")
+    first = moekit.train("base/language_model", [*TINY, GROUPED], out=out, quiet=True)
+    weights = first.model.state_dict()
+    for name in [name for name in weights if name.endswith("experts.w_down_EOH")]:
+        weights[name][:4] *= 20
+    data = first.module.data
+    assert data is not None
+    meta = {name: tensor.to("meta") for name, tensor in weights.items()}
+    write_run(out / "run", first.module.recipe, meta, lambda name: [weights[name]], data.state())
+    return out / "run"
+
+
+@torch.no_grad()
+def test_no_expert_moves_to_another_group(grouped: Path, tmp_path: Path) -> None:
+    """Every token chooses as in the whole model whose removed experts are never chosen."""
+    made = prune(str(grouped), tmp_path / "six", 6)
+    whole, pruned = moekit.open(grouped).model, moekit.open(tmp_path / "six").model
+    for name, kept in made.kept.items():
+        assert [expert // 4 for expert in kept] == [0, 0, 1, 1, 2, 2]
+        gone = [expert for expert in range(12) if expert not in kept]
+        whole.get_buffer(f"{name}.balancers.bias.bias_E")[gone] = -1e4
+    ids_BS = torch.randint(256, (2, 32), generator=torch.Generator().manual_seed(0))
+    one, other = whole(ids_BS), pruned(ids_BS)
+    torch.testing.assert_close(one.y, other.y)
+    for name, kept in made.kept.items():
+        before, after = (each.reports[name].routing for each in (one, other))
+        assert isinstance(before, TokenChoice) and isinstance(after, TokenChoice)
+        assert torch.equal(before.expert_TK, torch.tensor(kept)[after.expert_TK])
+
+
+def test_groups_keep_equally_many_experts(grouped: Path, tmp_path: Path) -> None:
+    for keep, expected in ((7, "6 or 9"), (11, "9"), (2, "6")):
+        with pytest.raises(
+            MoekitError, match=rf"--keep {keep}: the router's 3 groups .* equally many\n  expected --keep {expected}$"
+        ):
+            prune(str(grouped), tmp_path / "out", keep)
+    two = GROUPED.replace("count: 12", "count: 6")
+    run = moekit.train("base/language_model", [*TINY, two], out=tmp_path, quiet=True)
+    with pytest.raises(MoekitError, match="expected --keep a multiple of 3: of 6 experts, none fits"):
+        prune(str(run.path), tmp_path / "out", 4)
+
+
 def test_an_imported_mixture_is_pruned_trains_on_and_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     theirs = write_folder(tmp_path / "theirs")
     (theirs / "chat_template.jinja").write_text("{{ messages }}")
