@@ -55,9 +55,8 @@ def run(args: argparse.Namespace) -> int:
     how: Any = component_spec("converter", {"use": "upcycle", **options})
     made = upcycle(runs, Path(args.to), overrides, how, Path(args.root))
     count = count_parameters(made.recipe)
-    same = (
-        "it computes what the dense model computes" if made.exact else "it does not compute what the dense model does"
-    )
-    print(f"{len(made.layers)} mixtures, {count.total:,} parameters in total, {count.active():,} active; {same}")
+    print(f"{len(made.layers)} mixtures, {count.total:,} parameters in total, {count.active():,} active")
+    same = "it computes what the dense model computes"
+    print("\n  ".join(["it does not compute what the dense model does:", *made.differs]) if made.differs else same)
     print(f"{args.to}\n  moekit train {args.to}")
     return 0

@@ -19,7 +19,7 @@ class Split(NamedTuple):
     Attributes:
         dim: the dimension of the hidden units, without that of experts; None if it has none.
         parts: how many runs of hidden units are there, one after the other: 2 for gate and up.
-        scaled: whether the net's output grows with it, once.
+        scaled: whether the net's output grows with it, once: gates that add up to another number than 1 scale it.
     """
 
     dim: int | None
@@ -34,7 +34,7 @@ SPLITS: Mapping[str, Split] = {
     "b_up_EH": Split(0),
     "scale_EH": Split(0),
     "w_down_EOH": Split(1, scaled=True),
-    "b_down_EO": Split(None),
+    "b_down_EO": Split(None, scaled=True),
     "w_output_EXD": Split(None),
 }
 """The parameters of the experts that can be made from a dense net, by name."""
@@ -53,7 +53,7 @@ def redrawn_units(spec: Upcycle, layer: str, expert: int, size: int) -> Tensor:
     return torch.randperm(size, generator=generator)[: round(spec.redraw * size)].sort().values
 
 
-def expert_of(spec: Upcycle, layer: str, expert: int, name: str, dense: Tensor, factor: float) -> Tensor:
+def expert_of(spec: Upcycle, layer: str, expert: int, name: str, dense: Tensor, gate_sum: float) -> Tensor:
     """One expert's parameter.
 
     Args:
@@ -62,7 +62,7 @@ def expert_of(spec: Upcycle, layer: str, expert: int, name: str, dense: Tensor, 
         expert: index of the expert.
         name: of the parameter, as in ``SPLITS``.
         dense: that of the dense net, without the dimension of experts.
-        factor: what the output of the last matrix is multiplied by.
+        gate_sum: what the gates of a token add up to; the experts' output is divided by it.
 
     Raises:
         MoekitError: experts of this kind cannot be made from a dense net.
@@ -83,6 +83,8 @@ def expert_of(spec: Upcycle, layer: str, expert: int, name: str, dense: Tensor, 
     if spec.noise and dense.numel() > 1:
         values = _noise(spec, out.shape, f"{layer} {expert} {name} noise")
         out = (out.float() + spec.noise * dense.float().std() * values).to(dense.dtype)
+    # each shard has its part of the last matrix, but all of the last bias
+    factor = (1 if dim is None else spec.shards) / gate_sum
     return out * factor if scaled and factor != 1 else out.clone()
 
 

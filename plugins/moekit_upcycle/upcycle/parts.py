@@ -46,7 +46,7 @@ class Parts:
             raise MoekitError(
                 f"{moe.experts.count} experts cannot be {how.shards} shards of each copy: choose a multiple"
             )
-        self.factor = how.shards / self._gate_sum()
+        self.gate_sum = self._gate_sum()
 
     def router(self, layer: str) -> Router:
         """A layer's router: fresh, with one row for each copy of the net, repeated for its shards."""
@@ -121,4 +121,4 @@ class Parts:
     def expert(self, layer: str, expert: int, name: str, source: str, models: Sequence[Mapping[str, Handle]]) -> Tensor:
         """One expert's parameter, from the model whose turn it is."""
         net = models[expert // self.how.shards % len(models)][source].whole()[0]
-        return expert_of(self.how, layer, expert, name, net, self.factor)
+        return expert_of(self.how, layer, expert, name, net, self.gate_sum)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 import moekit
 from moekit import MoekitError
 from moekit.cli import main
+from moekit.training.run.imported import write_run
 from moekit_upcycle.upcycle import Upcycle
 from moekit_upcycle.upcycle.experts import SPLITS, expert_of
 from moekit_upcycle.upcycling import MadeRun, upcycle
@@ -62,6 +64,63 @@ def test_the_mixture_computes_what_the_dense_model_computes(
     found = made(dense, tmp_path / "moe", mixture(count, hidden, router), shards=shards)
     assert found.exact and found.layers == ("blocks.0.ffn", "blocks.1.ffn")
     assert largest_difference(dense, tmp_path / "moe") <= 1e-6
+
+
+@pytest.fixture(scope="module")
+def biased(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dense run whose feed-forward layers have options other than the defaults, and biases that are not 0."""
+    out = tmp_path_factory.mktemp("biased")
+    ffn = "model.ffn={use: glu, hidden: 24, activation: gelu, bias: true, clamp: 0.05, up_shift: 0.5, scale_bias: true}"
+    first = moekit.train("base/language_model", [*DENSE, ffn], out=out, quiet=True)
+    weights = first.model.state_dict()
+    for name in [name for name in weights if ".ffn.b_" in name]:
+        weights[name] += torch.randn(weights[name].shape, generator=torch.Generator().manual_seed(0))
+    meta = {name: tensor.to("meta") for name, tensor in weights.items()}
+    assert first.module.data is not None
+    write_run(out / "run", first.module.recipe, meta, lambda name: [weights[name]], first.module.data.state())
+    return out / "run"
+
+
+@pytest.mark.parametrize(
+    ("count", "hidden", "router", "shards"),
+    [
+        (4, 24, "top_k: 2, renormalize: true, scale: 2.5", 1),
+        (8, 12, "top_k: 4, renormalize: true, scale: 0.5", 2),
+    ],
+)
+def test_experts_have_the_options_of_the_dense_layers_and_its_last_bias_once(
+    biased: Path, tmp_path: Path, count: int, hidden: int, router: str, shards: int
+) -> None:
+    found = made(biased, tmp_path / "moe", mixture(count, hidden, router), shards=shards)
+    experts = moekit.to_plain(found.recipe.model)["moe"]["experts"]  # type: ignore[index]
+    assert (experts["activation"], experts["clamp"], experts["count"]) == ("gelu", 0.05, count)
+    assert found.exact and largest_difference(biased, tmp_path / "moe") <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("experts", "more", "said"),
+    [
+        ("activation: relu", [], r"model\.moe\.experts\.activation=relu, but silu in the dense model"),
+        ("clamp: 0.01", [], r"model\.moe\.experts\.clamp=0\.01, but None in"),
+        ("up_shift: 1.0", [], r"model\.moe\.experts\.up_shift=1\.0, but 0\.0 in"),
+        ("alpha: 1.7", [], r"model\.moe\.experts\.alpha=1\.7, but 1\.0 in"),
+        ("", ["model.attention.rope_theta=100"], r"model\.attention\.rope_theta=100\.0, but 10000\.0 in"),
+        ("", ["model.moe.dispatcher={use: capacity, factor: 0.5}"], r"model\.moe\.dispatcher drops"),
+    ],
+)
+def test_what_another_option_changes_is_said(
+    dense: Path, tmp_path: Path, experts: str, more: list[str], said: str
+) -> None:
+    moe = mixture(4, 24, "top_k: 2, renormalize: true").replace("hidden: 24", f"hidden: 24, {experts}".rstrip(", "))
+    found = made(dense, tmp_path / "moe", moe, *more)
+    (why,) = found.differs
+    assert re.match(said, why) and not found.exact and largest_difference(dense, tmp_path / "moe") > 1e-4
+
+
+def test_options_of_training_change_nothing(dense: Path, tmp_path: Path) -> None:
+    moe = mixture(4, 24, "top_k: 2, renormalize: true").replace("hidden: 24", "hidden: 24, dropout: 0.1")
+    found = made(dense, tmp_path / "moe", moe, "model.recompute=blocks", "model.moe.balancers={b: {use: sign_bias}}")
+    assert found.exact and largest_difference(dense, tmp_path / "moe") <= 1e-6
 
 
 def test_shards_are_chosen_together_and_are_parts_of_one_net(dense: Path, tmp_path: Path) -> None:
@@ -219,6 +278,12 @@ def test_the_verb_says_what_it_made(dense: Path, tmp_path: Path, capsys: pytest.
     moe, out = mixture(4, 24, "top_k: 2, renormalize: true"), str(tmp_path / "moe")
     assert main(["upcycle", str(dense), moe, "--to", out]) == 0
     assert "2 mixtures" in (said := capsys.readouterr().out) and "it computes what the dense model computes" in said
+    other = [moe, "model.moe.experts.clamp=1", "--to", out + "1", "--noise", "0.1"]
+    assert main(["upcycle", str(dense), *other]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "it does not compute what the dense model does:\n  noise=0.1 changes the experts' weights\n  model.moe" in said
+    )
     assert main(["upcycle", str(dense), moe, "--to", out]) == 2
     assert "exists already" in capsys.readouterr().err
     assert main(["upcycle", str(dense), moe, "--to", out + "2", "--redraw", "2"]) == 2
