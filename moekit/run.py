@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,7 @@ class Run:
         top_p: float = 0.95,
         seed: int = 0,
         cached: bool | None = None,
+        context: int | None = None,
     ) -> Iterator[str]:
         """Generated text, piece by piece: the continuation of a prompt, or the target of a source.
 
@@ -143,37 +146,61 @@ class Run:
             top_p: samples from the fewest tokens whose probabilities sum to at least this.
             seed: of sampling.
             cached: whether to use a cache (default: yes, unless experts have a capacity).
+            context: how many of the last tokens are read at most; 0: all (default: the model's ``context``, or as many
+                as in training). A line on stderr says so if the prompt has more.
 
         Raises:
             MoekitError: an option is out of range, the prompt is empty, or the model is not a language model.
         """
-        check_sampling(prompt=prompt, tokens=tokens, temperature=temperature, top_p=top_p, seed=seed)
+        check_sampling(prompt=prompt, tokens=tokens, temperature=temperature, top_p=top_p, seed=seed, context=context)
         module, tokenizer = self.module, self.tokenizer
         if module.recipe.model.gives != "next_token" or tokenizer is None:
             raise MoekitError(f"'{self.path.as_posix()}' is not a language model: it cannot generate text")
-        ids, generator = tokenizer.encode(prompt), torch.Generator().manual_seed(seed)
+        ids = torch.cat([torch.tensor(tokenizer.begin, dtype=torch.int64), tokenizer.encode(prompt)])
+        generator = torch.Generator().manual_seed(seed)
         new: Iterator[int]
         if module.recipe.model.takes == "pairs":
+            if context is not None:
+                raise MoekitError(f"context={context}: a source is read whole; remove it")
             new = answer(
                 module.model, tokenizer, ids, tokens=tokens, temperature=temperature, top_p=top_p, cached=cached,
                 generator=generator,
             )  # fmt: skip
         else:
+            most = self._context() if context is None else context or sys.maxsize
+            if len(ids) > most:
+                read = f"of the prompt's {len(ids):,} tokens the model reads the last {most:,}"
+                print(f"note: {read}; for more: context=N, or --context N", file=sys.stderr)
             new = sample(
-                module.model, ids, tokens=tokens, temperature=temperature, top_p=top_p, cached=cached,
-                context=int(getattr(module.recipe.data, "seq", DEFAULT_CONTEXT)), generator=generator,
+                module.model, ids, tokens=tokens, temperature=temperature, top_p=top_p, cached=cached, context=most,
+                generator=generator,
             )  # fmt: skip
+            stops = frozenset(tokenizer.stops)
+            new = takewhile(lambda token: token not in stops, new)
         return stream(tokenizer, new)
 
+    def _context(self) -> int:
+        """How many tokens the model reads: those that it says, or as many as in training."""
+        said = getattr(self.recipe.model, "context", None)
+        return int(getattr(self.recipe.data, "seq", DEFAULT_CONTEXT)) if said is None else said or sys.maxsize
+
     def generate(
-        self, prompt: str, *, tokens: int = 200, temperature: float = 0.8, top_p: float = 0.95, seed: int = 0
+        self,
+        prompt: str,
+        *,
+        tokens: int = 200,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        seed: int = 0,
+        context: int | None = None,
     ) -> str:
         """The same as one text, without the prompt.
 
         Raises:
             MoekitError: as in ``stream``.
         """
-        return "".join(self.stream(prompt, tokens=tokens, temperature=temperature, top_p=top_p, seed=seed))
+        new = self.stream(prompt, tokens=tokens, temperature=temperature, top_p=top_p, seed=seed, context=context)
+        return "".join(new)
 
 
 def open(run: str | os.PathLike[str], *, out: str | os.PathLike[str] = RUNS) -> Run:

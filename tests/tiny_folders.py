@@ -101,3 +101,23 @@ def sentencepiece_tokenizer() -> str:
     made.add_special_tokens([AddedToken(name, special=True) for name in ("<unk>", "<s>", "</s>")])
     text: str = made.to_str()
     return text
+
+
+def framed(tokenizer: str, begin: str, end: str) -> str:
+    """The same ``tokenizer.json`` with special tokens around a text; cut to 4 tokens and padded to 9 by another use."""
+    described = json.loads(tokenizer)
+    number = {token["content"]: token["id"] for token in described["added_tokens"]}
+    first, last = ({"SpecialToken": {"id": name, "type_id": 0}} for name in (begin, end))
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    described["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [first, text, last],
+        "pair": [text, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {name: {"id": name, "ids": [number[name]], "tokens": [name]} for name in (begin, end)},
+    }
+    described["truncation"] = {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    described["padding"] = {
+        "strategy": {"Fixed": 9}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 2, "pad_type_id": 0,
+        "pad_token": end,
+    }  # fmt: skip
+    return json.dumps(described)

@@ -29,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="use a cache (default: yes, unless experts have a capacity: then they would drop other tokens)",
     )
+    parser.add_argument(
+        "--context",
+        type=int,
+        metavar="N",
+        help="last tokens that the model reads, 0: all (default: its option context, or as many as in training)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling (default: 0)")
     parser.add_argument("--out", default="runs", metavar="DIR", help="folder of all runs (default: runs)")
 
@@ -48,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         temperature=args.temperature,
         top_p=args.top_p,
         seed=args.seed,
+        context=args.context,
         sign="--",
     )
 
@@ -61,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         top_p=args.top_p,
         seed=args.seed,
         cached=args.cache,
+        context=args.context,
     )
     if found.recipe.model.takes != "pairs":
         sys.stdout.write(args.prompt)

@@ -43,6 +43,16 @@ class Tokenizer(ABC):
         """The token that ends a document or a target, and with which a decoder starts; None if there is none."""
         return None
 
+    @property
+    def begin(self) -> Sequence[int]:
+        """The tokens that are put before a prompt: by default none."""
+        return ()
+
+    @property
+    def stops(self) -> Sequence[int]:
+        """The tokens at which a generated text ends: by default none, since after ``end`` comes another document."""
+        return ()
+
     def example(self) -> str:
         """A short text that ``encode`` accepts, shown to users as an example of a prompt."""
         return "The "

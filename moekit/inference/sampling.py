@@ -5,11 +5,20 @@ from __future__ import annotations
 from moekit.errors import MoekitError
 
 
-def check_sampling(*, prompt: str, tokens: int, temperature: float, top_p: float, seed: int, sign: str = "") -> None:
+def check_sampling(
+    *,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    context: int | None = None,
+    sign: str = "",
+) -> None:
     """Rejects options of generation that are out of range.
 
     Args:
-        prompt, tokens, temperature, top_p, seed: the options.
+        prompt, tokens, temperature, top_p, seed, context: the options.
         sign: written before their names in messages: ``--`` on the command line.
 
     Raises:
@@ -20,6 +29,8 @@ def check_sampling(*, prompt: str, tokens: int, temperature: float, top_p: float
         raise MoekitError(f"expected {limits}")
     if not 0 <= seed < 2**63:
         raise MoekitError(f"{sign}seed {seed} is out of range\n  expected 0 <= {sign}seed < 2**63")
+    if context is not None and context < 0:
+        raise MoekitError(f"{sign}context {context} is out of range\n  expected {sign}context >= 0; 0: all tokens")
     if not prompt:
         raise MoekitError("the prompt is empty: give at least one character")
     if any("\ud800" <= letter <= "\udfff" for letter in prompt):

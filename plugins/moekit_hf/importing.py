@@ -149,17 +149,21 @@ def recipe_of(found: Found, run: Path) -> Recipe:
         FormatError: its tokenizer is damaged.
     """
     path = found.folder.path
+    model: Any = to_plain(found.model)
+    if "context" in model:
+        model["context"] = context_of(found.folder.config)
     node = {
         **TRAINING,
         "name": path.resolve().name or "imported",
         "summary": f"{found.name} model imported from {path.resolve().name}",
-        "model": to_plain(found.model),
+        "model": model,
         "objective": {**TRAINING["objective"], "pooled_balance": found.balance_weight},
         "start": {"run": str(run.absolute())},
     }
     if _tokens(path) and found.model.takes == "tokens":  # pairs need sentinels, which are numbered otherwise here
         vocab: int = getattr(found.model, "vocab")  # noqa: B009  a model that takes tokens has one
-        tokenizer = {"use": "tokenizer_json", "vocab": vocab, "end": end_token(found.folder)}
+        ends = {"end": end_token(found.folder), "stops": stops_of(found.folder)}
+        tokenizer = {"use": "tokenizer_json", "vocab": vocab, **ends}
         try:
             build_tokenizer(tokenizer, path)
         except MoekitError as error:
@@ -187,6 +191,37 @@ def end_token(folder: Folder) -> str:
     given = read_json(file).get("eos_token") if file.is_file() else None
     given = given.get("content") if isinstance(given, dict) else given
     return given if isinstance(given, str) else ""
+
+
+def stops_of(folder: Folder) -> list[int]:
+    """The tokens at which ``transformers`` ends a text: ``eos_token_id`` of ``generation_config.json``, or else of
+    ``config.json``; one or several.
+
+    Raises:
+        FormatError: they are no numbers.
+    """
+    file = folder.path / "generation_config.json"
+    given = read_json(file).get("eos_token_id") if file.is_file() else None
+    given = folder.config.get("eos_token_id") if given is None else given
+    stops = [] if given is None else given if isinstance(given, list) else [given]
+    if not all(isinstance(each, int) and not isinstance(each, bool) for each in stops):
+        raise FormatError(f"{folder.path}: eos_token_id={given!r} is not a token's number, or a list of them")
+    return stops
+
+
+def context_of(config: Mapping[str, Any]) -> int:
+    """Tokens of the longest text that a model is for; 0, for any, if its configuration does not say.
+
+    The rules ``linear``, ``dynamic`` and ``yarn`` stretch positions beyond those of the training, and folders state
+    either number.
+    """
+    longest = config.get("max_position_embeddings")
+    if not isinstance(longest, int) or isinstance(longest, bool) or longest < 1:
+        return 0
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type")) not in ("linear", "dynamic", "yarn"):
+        return longest
+    return max(longest, int(rope["factor"] * (rope.get("original_max_position_embeddings") or longest)))
 
 
 def kept_files(folder: Path) -> list[Path]:

@@ -16,7 +16,10 @@ from moekit_hf.shared import indices
 OMITTED = ("mtp.",)
 """Prefixes of our tensors that no family has a place for: multi-token prediction serves training alone."""
 
-TRAINING = ("init_std", "init_scale", "recompute", "mtp", "dropout", "embedding_std", "input_jitter", "send_threshold")
+TRAINING = (
+    *("init_std", "init_scale", "recompute", "mtp", "dropout", "embedding_std", "input_jitter", "send_threshold"),
+    "context",
+)
 """Options that change no output of a trained model in evaluation."""
 
 

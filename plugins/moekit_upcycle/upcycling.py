@@ -22,7 +22,7 @@ from moekit_upcycle.upcycle.module import UpcycleConverter
 
 WITHOUT_EFFECT = (
     *("count", "hidden"),  # of experts: other tensors, which the converter compares
-    *("init_std", "init_scale", "embedding_std", "recompute", "dropout", "input_jitter"),
+    *("init_std", "init_scale", "embedding_std", "recompute", "dropout", "input_jitter", "context"),
 )
 """Options that do not change what a trained model computes in evaluation, or that tensors say."""
 

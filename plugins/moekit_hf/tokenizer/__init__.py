@@ -9,3 +9,4 @@ class TokenizerFile(TokenizerSpec):
 
     file: str = option("", "a tokenizer.json; none where a checkpoint or 'start' brings it")
     end: str = option("", "the token that ends a document, such as </s>; none for no end")
+    stops: list[int] = option([], "tokens at which a generated text ends, by number; an import has the model's own")

@@ -25,8 +25,8 @@ SPACE = "\u2581"  # what SentencePiece writes for a space
 class FileTokenizer(Tokenizer):
     """Byte-level BPE, BPE with byte fallback (SentencePiece), Unigram, WordPiece: as the file says.
 
-    Text is encoded without special tokens. What a token spells is exact for byte-level BPE. For SentencePiece it is
-    too, but for the space that some files put before a text.
+    Text is encoded without special tokens; those that the file puts before one are ``begin``. What a token spells is
+    exact for byte-level BPE. For SentencePiece it is too, but for the space that some files put before a text.
     """
 
     def __init__(self, spec: TokenizerFile) -> None:
@@ -35,6 +35,7 @@ class FileTokenizer(Tokenizer):
         self._known: Any = None  # the library's tokenizer
         self._spelling: Sequence[bytes] = ()
         self._end: int | None = None
+        self._begin: Sequence[int] = ()
 
     @property
     def spelling(self) -> Sequence[bytes]:
@@ -45,6 +46,16 @@ class FileTokenizer(Tokenizer):
     def end(self) -> int | None:
         """The token of ``spec.end``."""
         return self._end
+
+    @property
+    def begin(self) -> Sequence[int]:
+        """The special tokens that the file's post-processor puts before a text, such as <s>."""
+        return self._begin
+
+    @property
+    def stops(self) -> Sequence[int]:
+        """The tokens of ``spec.stops``."""
+        return self.spec.stops
 
     def train(self, documents: Iterable[bytes]) -> None:
         """Reads the file, unless a checkpoint brought its text; nothing is learnt from the documents.
@@ -104,6 +115,8 @@ class FileTokenizer(Tokenizer):
             known = Library.from_str(state["tokenizer_json"])
         except Exception as error:  # the library raises bare Exceptions
             raise DataError(f"not a tokenizer.json: {error}") from error
+        known.no_truncation()  # of some other use, as is padding
+        known.no_padding()
         size = max(known.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         if size > self.spec.vocab:
             raise DataError(f"the tokenizer has {size} tokens, more than vocab={self.spec.vocab}")
@@ -118,12 +131,21 @@ class FileTokenizer(Tokenizer):
             b"" if piece is None or i in special else added[i].encode() if i in added else spell(piece)
             for i, piece in enumerate(pieces)
         )
+        self._begin = _begin(known)
         self._known, self._text = known, state["tokenizer_json"]
 
     def _ready(self) -> Any:
         if self._known is None:
             raise MoekitError("no tokenizer was read yet: call prepare() or load_state() of the data first")
         return self._known
+
+
+def _begin(known: Any) -> Sequence[int]:
+    """The tokens that are put before a text. An end that is put after one is not of a prompt."""
+    found = known.encode("a")
+    if all(found.special_tokens_mask):  # a text without tokens would not tell what is before it
+        return ()
+    return tuple(found.ids[: found.special_tokens_mask.index(0)])
 
 
 def _spell_text(piece: str) -> bytes:

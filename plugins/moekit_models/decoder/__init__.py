@@ -63,6 +63,9 @@ class Decoder(ModelSpec):
         "input", "what is normed of each attention and feed-forward part: its input, or its output (OLMo 2)"
     )
     head_bias: bool = option(False, "whether the output head has a bias (Phi-3.5-MoE)")
+    context: int | None = option(
+        None, "tokens of a text that it reads at most when it generates; 0: all; null: data.seq, as in training", ge=0
+    )
     lora: Lora | None = group("adapters of linear layers, which an export merges; null for none", default=None)
     recompute: Literal["none", "experts", "blocks"] = option(
         "none", "activations that backward recomputes instead of keeping them: of mixtures, or of whole blocks"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_folders import byte_level_tokenizer, sentencepiece_tokenizer
+from tiny_folders import byte_level_tokenizer, framed, sentencepiece_tokenizer
 
 from moekit import DataError, MoekitError
 from moekit_hf.tokenizer import TokenizerFile
@@ -44,6 +44,12 @@ def test_special_tokens_spell_nothing_and_no_text_begins_with_one() -> None:
     assert tokenizer.spelling[:3] == (b"", b"", b"")
     assert tokenizer.decode(torch.tensor([1, *tokenizer.encode("cat").tolist(), 2, 9999])) == "cat"
     assert not {1, 2} & set(tokenizer.encode("cat").tolist())
+
+
+def test_a_file_may_put_tokens_before_a_text_and_its_limits_of_another_use_do_not_count() -> None:
+    plain, tokenizer = read(sentencepiece_tokenizer()), read(framed(sentencepiece_tokenizer(), "<s>", "</s>"))
+    assert (list(plain.begin), list(tokenizer.begin)) == ([], [1])
+    assert torch.equal(tokenizer.encode("cat the cat " * 9), plain.encode("cat the cat " * 9))
 
 
 def test_it_is_read_from_its_file_and_saved_with_a_run(tmp_path: Path) -> None:

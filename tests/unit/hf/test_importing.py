@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_folders import byte_level_tokenizer, mixtral_tensors, write_folder
+from tiny_folders import CONFIG, byte_level_tokenizer, framed, mixtral_tensors, write_folder
 
 import moekit
 from moekit import MoekitError
 from moekit.checkpoints.safetensors_file import TensorFile
 from moekit.cli import main
 from moekit.errors import CheckpointError, SpecError
+from moekit.inference.generate import sample
 from moekit.spec import to_plain
 from moekit_hf.cli.inspect_folder import lines_of
 from moekit_hf.fields import FormatError
-from moekit_hf.importing import import_folder, recipe_of
+from moekit_hf.importing import context_of, import_folder, recipe_of
 from moekit_hf.importing import inspect as inspect_folder
 
 
@@ -51,6 +52,73 @@ def test_an_imported_run_generates_text_and_names_its_end(tmp_path: Path) -> Non
     assert run.tokenizer is not None and run.tokenizer.end == 0
     assert run.tokenizer.decode(run.tokenizer.encode("the cat sat")) == "the cat sat"
     assert run.outcome == {} and run.metrics == {}
+
+
+def read_by(run: moekit.Run, prompt: str, **options: Any) -> list[list[int]]:
+    """The tokens that the model reads in each step of generating."""
+    seen: list[list[int]] = []
+    embedding = run.model.get_submodule("embedding")
+    hook = embedding.register_forward_pre_hook(lambda _, args: seen.append(args[0][0].tolist()))
+    "".join(run.stream(prompt, temperature=0, **options))
+    hook.remove()
+    return seen
+
+
+def test_a_prompt_begins_as_the_tokenizer_says_and_is_read_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though training cuts text into windows of 256 tokens; beyond the model's own context, a line says so."""
+    path = with_tokenizer(tmp_path / "m", max_position_embeddings=300, eos_token_id=299)
+    (path / "tokenizer.json").write_text(framed(byte_level_tokenizer(), "<|end|>", "<|user|>"))
+    import_folder(path, tmp_path / "run")
+    run = moekit.open(tmp_path / "run")
+    assert run.tokenizer is not None
+    short, long = "cat " * 270, "cat " * 400
+    ids, more = (run.tokenizer.encode(text).tolist() for text in (short, long))
+    assert 256 < len(ids) < 298 and 300 < len(more) and 0 not in more
+    assert [len(step) for step in read_by(run, short, tokens=3)] == [1 + len(ids), 1, 1]  # by a cache
+    assert read_by(run, short, tokens=1) == [[0, *ids]] and capsys.readouterr().err == ""
+    assert read_by(run, long, tokens=1) == [more[-300:]]
+    assert f"of the prompt's {len(more) + 1} tokens the model reads the last 300; for more" in capsys.readouterr().err
+    assert read_by(run, long, tokens=1, context=7) == [more[-7:]] and "the last 7;" in capsys.readouterr().err
+    assert read_by(run, long, tokens=1, context=0) == [[0, *more]] and capsys.readouterr().err == ""
+    assert main(["generate", str(run.path), "a", "--context", "-1"]) == 2
+    assert "--context -1 is out of range" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "context"),
+    [
+        ({}, 64),
+        ({"max_position_embeddings": None}, 0),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, 256),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}}, 64),
+        ({"rope_scaling": {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32}}, 256),
+    ],
+)
+def test_the_context_is_that_of_the_configuration(fields: dict[str, Any], context: int) -> None:
+    assert context_of({**CONFIG, **fields}) == context
+
+
+def test_a_text_ends_where_the_configuration_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after training on; what the tokens of a training set are does not change."""
+    monkeypatch.chdir(tmp_path)
+    path = with_tokenizer(tmp_path / "m", eos_token_id=7)
+    import_folder(path, tmp_path / "one")
+    one = moekit.open("one")
+    (first, *_) = sample(one.model, one.tokenizer.encode("the cat"), tokens=5, temperature=0)  # type: ignore[union-attr]
+    assert first != 7 and one.generate("the cat", tokens=5, temperature=0) != ""
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, first]}))
+    import_folder(path, tmp_path / "two")
+    two = moekit.open("two")
+    assert two.generate("the cat", tokens=5, temperature=0) == ""
+    assert two.tokenizer is not None and two.tokenizer.stream([b"the cat"]).tolist()[-1] == 0 == two.tokenizer.end
+    tuned = moekit.train("two", SMALL, name="tuned", quiet=True)
+    assert tuned.tokenizer is not None and list(tuned.tokenizer.stops) == [7, first]
+    assert getattr(tuned.recipe.model, "context") == 64  # noqa: B009
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": "</s>"}))
+    with pytest.raises(FormatError, match="eos_token_id='</s>' is not a token's number"):
+        import_folder(path, tmp_path / "three")
 
 
 def test_without_a_tokenizer_there_is_a_model_and_no_text(tmp_path: Path) -> None:
