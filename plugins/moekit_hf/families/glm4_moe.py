@@ -45,13 +45,11 @@ class Glm4Moe(FormatSpec):
         }
 
     def config(self, model: Node) -> dict[str, Any]:
-        """The same as fields; a missing share of rotary dimensions would mean half."""
+        """The same as fields."""
         attention = model["attention"]
-        rotary = shared.gqa_fields(model)
-        rotary["rope_parameters"].setdefault("partial_rotary_factor", 1.0)
         return {
             **shared.decoder_fields(model),
-            **rotary,
+            **shared.partial_fields(model),
             **shared.biased_moe_fields(model),
             "attention_bias": attention["bias"] == "qkv",
             "use_qk_norm": attention["qk_norm"],

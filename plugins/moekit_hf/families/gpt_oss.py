@@ -25,9 +25,8 @@ class GptOss(FormatSpec):
     def spec(self, fields: Fields) -> Node:
         """``down(g · sigmoid(alpha · g) · (u + 1))``, g and u clamped; a learned logit for each head in the softmax."""
         model = shared.decoder_options(fields)
-        fields.stated(
-            "rope_parameters" if "rope_scaling" not in fields.config else "rope_scaling"
-        )  # else YaRN is meant
+        if shared.rope_group(fields) is None:  # then transformers takes the YaRN of the released models
+            fields.take("rope_parameters")
         fields.take("initial_context_length", None)  # of the training; YaRN has its own
         fields.take("experts_per_token", None)  # the same as num_experts_per_tok
         kinds = fields.listed("layer_types", str, [(WINDOW, FULL)[i % 2] for i in range(model["depth"])])

@@ -33,11 +33,12 @@ class MiniMaxM2(FormatSpec):
         model = shared.decoder_options(fields)
         fields.demand("router_jitter_noise", 0, "their jitter also multiplies the experts' input", default=0)
         fields.demand("scoring_func", "sigmoid", "this family scores by sigmoid", default="sigmoid")
-        hidden = fields.number("intermediate_size")
+        hidden, head_dim = fields.number("intermediate_size"), fields.number("head_dim", 128)
+        rotary = fields.number("rotary_dim", head_dim, least=0)  # of released files, which have no share
         return {
             **model,
             "attention": {
-                **shared.gqa_options(fields, model, theta=5e6, head_dim=128),
+                **shared.gqa_options(fields, model, theta=5e6, head_dim=128, partial=rotary / head_dim),
                 "qk_norm": True,
                 "norm_over": "all",
             },
@@ -64,7 +65,7 @@ class MiniMaxM2(FormatSpec):
         router, experts = model["moe"]["router"], model["moe"]["experts"]
         return {
             **shared.decoder_fields(model),
-            **shared.gqa_fields(model),
+            **shared.partial_fields(model),
             "intermediate_size": experts["hidden"],
             "num_experts_per_tok": router["top_k"],
             "num_local_experts": experts["count"],

@@ -41,8 +41,8 @@ class Phimoe(FormatSpec):
         fields.demand("num_experts_per_tok", 2, "transformers chooses two, whatever it says", default=2)
         fields.stated("num_key_value_heads")
         hidden = fields.number("intermediate_size")
-        rope = fields.config.get("rope_parameters") or fields.config.get("rope_scaling") or {}
-        scales = isinstance(rope, Mapping) and "short_mscale" in rope
+        rope = shared.rope_group(fields)
+        scales = rope is not None and "short_mscale" in rope.config
         return {
             **model,
             "norm": "layer",

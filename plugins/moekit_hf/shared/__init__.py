@@ -8,6 +8,7 @@ from moekit_hf.shared.attention import gqa_options as gqa_options
 from moekit_hf.shared.attention import mla_fields as mla_fields
 from moekit_hf.shared.attention import mla_options as mla_options
 from moekit_hf.shared.attention import mla_rules as mla_rules
+from moekit_hf.shared.attention import partial_fields as partial_fields
 from moekit_hf.shared.attention import refuse_window as refuse_window
 from moekit_hf.shared.decoder import at_of as at_of
 from moekit_hf.shared.decoder import biased_moe_fields as biased_moe_fields
@@ -20,6 +21,7 @@ from moekit_hf.shared.decoder import mixture_layers as mixture_layers
 from moekit_hf.shared.decoder import sparse_fields as sparse_fields
 from moekit_hf.shared.decoder import sparse_options as sparse_options
 from moekit_hf.shared.rope import rope_fields as rope_fields
+from moekit_hf.shared.rope import rope_group as rope_group
 from moekit_hf.shared.rope import rope_options as rope_options
 from moekit_hf.shared.tables import ATTENTION as ATTENTION
 from moekit_hf.shared.tables import DENSE as DENSE

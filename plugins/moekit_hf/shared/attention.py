@@ -7,7 +7,7 @@ from typing import Any
 from moekit_hf.fields import Fields, FormatError
 from moekit_hf.format import Node
 from moekit_hf.rules import Rule, rotary_pairs
-from moekit_hf.shared.rope import mla_temperature, rope_fields, rope_options
+from moekit_hf.shared.rope import mla_temperature, rope_fields, rope_group, rope_options
 
 
 def gqa_options(
@@ -16,21 +16,23 @@ def gqa_options(
     *,
     theta: float = 10000.0,
     head_dim: int = 0,
-    partial: float = 1.0,
+    partial: float | None = None,
     scales: bool = False,
 ) -> Node:
     """Grouped-query attention of a decoder.
 
     ``theta``, ``head_dim`` and ``partial`` are what missing fields mean in a family: ``rope_theta``, ``head_dim`` and
-    ``partial_rotary_factor``. ``scales`` is as of ``rope_options``.
+    ``partial_rotary_factor``; without ``partial``, the family rotates all of each head. ``scales`` is as of
+    ``rope_options``.
 
     Raises:
-        FormatError: YaRN scales a part of each head alone.
+        FormatError: YaRN scales a part of each head alone, or only a part is rotated where none can be.
     """
     heads = fields.number("num_attention_heads")
     missing = 0 if "head_dim" in fields.config else head_dim
     head_dim = fields.number("head_dim", missing or model["dim"] // heads)
-    rope, part = rope_options(fields, theta, scales=scales), _partial(fields, head_dim, partial)
+    rope = rope_options(fields, theta, partial=partial is not None, scales=scales)
+    part = {} if partial is None else _partial(fields, head_dim, partial)
     if part and rope.get("yarn", {}).get("mscale"):
         raise FormatError(f"{fields.where}: YaRN in a part of each head: its factor would be of that part alone here")
     return {
@@ -45,26 +47,31 @@ def gqa_options(
 
 
 def _partial(fields: Fields, head_dim: int, missing: float) -> Node:
-    """``partial_rotary_factor`` or ``rotary_dim``: how much of a head is rotated."""
-    given = fields.nested("rope_parameters")
-    inside = missing if given is None else given.real("partial_rotary_factor", missing)
-    share = fields.real("partial_rotary_factor", inside)
-    rotary = fields.take("rotary_dim", int(head_dim * share))
+    """``partial_rotary_factor``, the share of a head that is rotated: among the rotary fields, else beside them."""
+    null = 1.0  # to transformers, unlike a missing one
+    share = fields.real("partial_rotary_factor", null if "partial_rotary_factor" in fields.config else missing)
+    given = rope_group(fields)
+    rotary = int(head_dim * (share if given is None else given.real("partial_rotary_factor", share)))
     return {} if rotary == head_dim else {"rotary_dim": rotary}
 
 
+def partial_fields(model: Node) -> dict[str, Any]:
+    """``gqa_fields`` of a family that rotates a part of each head."""
+    fields, attention = gqa_fields(model), model["attention"]
+    rotary = attention["head_dim"] if attention["rotary_dim"] is None else attention["rotary_dim"]
+    fields["rope_parameters"]["partial_rotary_factor"] = rotary / attention["head_dim"]
+    return fields
+
+
 def gqa_fields(model: Node) -> dict[str, Any]:
-    """The same as fields."""
+    """The same as fields, of a family that rotates all of each head."""
     attention = model["attention"]
-    fields = {
+    return {
         "num_attention_heads": attention["heads"],
         "num_key_value_heads": attention["kv_heads"] or attention["heads"],
         "head_dim": attention["head_dim"],
         **rope_fields(attention),
     }
-    if attention["rotary_dim"] is not None:
-        fields["rope_parameters"]["partial_rotary_factor"] = attention["rotary_dim"] / attention["head_dim"]
-    return fields
 
 
 def refuse_window(fields: Fields) -> None:

@@ -38,21 +38,27 @@ def rope_options(
     theta: float = 10000.0,
     temperature: Callable[[Fields, float], float] = _temperature,
     *,
+    partial: bool = False,
     scales: bool = False,
 ) -> Node:
     """``rope_theta``, and ``yarn``, ``stretch`` or ``long_rope``.
 
     They are read from ``rope_parameters``, or from the older ``rope_theta`` and ``rope_scaling``.
     ``llama3`` is YaRN whose ramp is ``turns`` and whose scores keep their scale. ``temperature`` reads YaRN's m.
+    ``partial``: the family rotates a part of each head if ``partial_rotary_factor`` says so, which the attention reads.
     ``scales``: ``longrope`` has ``short_mscale`` and ``long_mscale`` (Phi-3.5-MoE).
 
     Raises:
-        FormatError: the angles are scaled in another way.
+        FormatError: the angles are scaled in another way, or a part of each head is rotated where none can be.
     """
-    given, base = _rope(fields, theta)
+    given, base = rope_group(fields), fields.real("rope_theta", theta)
+    base = base if given is None else given.real("rope_theta", base)
     kind = "default" if given is None else given.take("rope_type", given.take("type", "default"))
-    if given is not None:
-        given.take("partial_rotary_factor", None)  # read by the attention, of whose heads it is a share
+    for each in filter(None, (fields, given)):
+        if partial:
+            each.take("partial_rotary_factor", None)
+        else:
+            each.demand("partial_rotary_factor", 1.0, "transformers rotates all of each head here", default=1.0)
     if given is None or kind == "default":
         if given is not None:
             given.refuse_unread()
@@ -97,10 +103,10 @@ def _long_rope(fields: Fields, given: Fields, scales: bool) -> Node:
     return options
 
 
-def _rope(fields: Fields, theta: float) -> tuple[Fields | None, float]:
-    given = fields.nested("rope_parameters") or fields.nested("rope_scaling")
-    base = fields.real("rope_theta", theta)
-    return given, base if given is None else given.real("rope_theta", base)
+def rope_group(fields: Fields) -> Fields | None:
+    """``rope_scaling``, or ``rope_parameters`` if that is empty, as ``transformers`` chooses; None without both."""
+    older, newer = fields.nested("rope_scaling"), fields.nested("rope_parameters")
+    return older if older is not None and older.config else newer
 
 
 def rope_fields(attention: Node) -> dict[str, Any]:

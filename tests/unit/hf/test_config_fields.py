@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from tiny_folders import CONFIG
 
+from moekit import to_plain
 from moekit.registry import current
+from moekit.spec import component_spec
 from moekit_hf.fields import INERT, Fields, FormatError
-from moekit_hf.matching import format_of, model_of
+from moekit_hf.matching import format_of, misfit, model_of
 
 
 def model_with(**fields: Any) -> Any:
@@ -88,6 +90,108 @@ def test_rotary_positions_that_would_not_be_the_same_are_refused(name: str, rope
     config = {"rms_norm_eps": 1e-6, **family.tiny()[0], "rope_parameters": rope}
     with pytest.raises(FormatError, match=message):
         model_of(family, config, "config.json")
+
+
+BIASED = {"n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.0}
+STATED: dict[str, dict[str, Any]] = {
+    "glm4-moe": BIASED,
+    "dots1": {**BIASED, "sliding_window": None},
+    "gpt-oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "deepseek-v3": BIASED,
+}
+"""What a family's first tiny configuration leaves to transformers, and a file must state."""
+
+
+def read(name: str, **fields: Any) -> Any:
+    """The model of a family's first tiny configuration with other fields."""
+    family = current().get("format", name).spec_class()
+    config = {"rms_norm_eps": 1e-6, **family.tiny()[0], **STATED.get(name, {}), **fields}
+    return to_plain(model_of(family, config, "config.json"))
+
+
+def misfit_of(name: str, node: Any) -> list[str]:
+    """What an export of a model in a family could not say."""
+    model: Any = component_spec("model", node)
+    return misfit(current().get("format", name).spec_class(), model)
+
+
+PARTIAL = ("glm4-moe", "minimax-m2")
+LATENT = ("deepseek-v2", "deepseek-v3")
+WHOLE = [n.name for n in current().components("format") if n.plugin == "hf" and n.name not in (*PARTIAL, *LATENT)]
+WHOLE.remove("switch-transformers")  # it has no rotary positions
+
+
+@pytest.mark.parametrize("name", [*WHOLE, *LATENT])
+def test_a_share_of_each_head_that_transformers_ignores_is_refused(name: str) -> None:
+    share, rope = {"partial_rotary_factor": 0.5}, {"rope_type": "default", "rope_theta": 1e4}
+    message = r"partial_rotary_factor=0\.5 cannot be imported: transformers rotates all of each head"
+    with pytest.raises(FormatError, match=f"config.json: {message}"):
+        read(name, **share)
+    for group in ("rope_parameters", "rope_scaling"):
+        with pytest.raises(FormatError, match=f"{group}: {message}"):
+            read(name, **{group: {**rope, **share}})
+    with pytest.raises(FormatError, match="knows no field rotary_dim=4"):
+        read(name, rotary_dim=4)
+    rope_theta = {"rope_parameters": {**rope, "partial_rotary_factor": 1.0}}
+    assert read(name, partial_rotary_factor=1.0, **rope_theta) == read(name, rope_parameters=rope)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_part_of_each_head_is_exported_only_where_transformers_reads_it(name: str) -> None:
+    node = read(name, rope_parameters={"rope_type": "default", "rope_theta": 1e4})
+    node["attention"]["rotary_dim"] = 4
+    assert "model.attention.rotary_dim: 4 here, None there" in misfit_of(name, node)
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_the_share_of_each_head_is_found_where_transformers_looks_first(name: str) -> None:
+    """Heads are 12 wide."""
+    half, linear = {"partial_rotary_factor": 0.5}, {"type": "linear", "factor": 2.0}
+    wide = {**linear, "partial_rotary_factor": 1.0}
+    for fields, rotary in (
+        ({"rope_parameters": {"rope_theta": 1e4, **half}}, 6),
+        ({**half, "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 1.0}}, None),
+        ({**half, "rope_parameters": {"rope_theta": 1e4}}, 6),
+        ({"rope_parameters": {}, **half}, 6),
+        ({"rope_scaling": wide}, None),
+        ({"rope_scaling": wide, **half}, None),
+        ({"rope_scaling": wide, "rope_parameters": half}, None),
+        ({"rope_scaling": {}, "rope_parameters": {"partial_rotary_factor": 1.0}}, None),
+        ({"rope_parameters": {}, "partial_rotary_factor": None}, None),
+    ):
+        assert read(name, **fields)["attention"]["rotary_dim"] == rotary, fields
+
+
+def test_the_rotary_dim_of_minimax_counts_last() -> None:
+    assert read("minimax-m2", rope_parameters=None, rotary_dim=4)["attention"]["rotary_dim"] == 4
+    for fields in ({"partial_rotary_factor": 0.5}, {"rope_parameters": {"partial_rotary_factor": 0.5}}):
+        assert read("minimax-m2", **fields, rotary_dim=4)["attention"]["rotary_dim"] == 6
+    with pytest.raises(FormatError, match="knows no field rotary_dim=4"):
+        read("glm4-moe", rotary_dim=4)
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_the_share_of_each_head_is_written_also_where_all_is_rotated(name: str) -> None:
+    family = current().get("format", name).spec_class()
+    for rotary, share in ((None, 1.0), (6, 0.5)):
+        node = read(name)
+        node["attention"]["rotary_dim"] = rotary
+        assert family.config(node)["rope_parameters"]["partial_rotary_factor"] == share
+        assert misfit_of(name, node) == []
+
+
+def test_of_two_groups_of_rotary_fields_the_older_counts_if_it_is_not_empty() -> None:
+    new = {"rope_type": "linear", "factor": 3.0}
+    for old, factor in (({"type": "linear", "factor": 2.0}, 2.0), ({}, 3.0)):
+        assert read("llama", rope_scaling=old, rope_parameters=new)["attention"]["stretch"]["factor"] == factor
+
+
+@pytest.mark.parametrize("fields", [{}, {"rope_parameters": None}, {"rope_scaling": None}, {"rope_scaling": {}}])
+def test_gpt_oss_without_rotary_fields_is_refused(fields: dict[str, Any]) -> None:
+    """Since transformers then takes the YaRN of the released models; an empty ``rope_parameters`` is none of these."""
+    with pytest.raises(FormatError, match="the field 'rope_parameters' is missing"):
+        read("gpt-oss", **{"rope_parameters": None, **fields})
+    assert read("gpt-oss", rope_parameters={})["attention"]["yarn"] is None
 
 
 def test_a_number_under_two_names() -> None:

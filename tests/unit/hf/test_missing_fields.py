@@ -1,7 +1,8 @@
-"""A field that is missing in ``config.json`` means what it means to transformers, or the folder is refused."""
+"""A missing field of ``config.json``, or one said twice, means what it means to transformers, or is refused."""
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -45,3 +46,37 @@ def test_a_missing_field_means_what_transformers_takes_it_to_be(name: str) -> No
             if theirs is not None and (differ := differences(ours, theirs)):
                 wrong[field] = differ
     assert wrong == {}
+
+
+HALF, ALL = {"partial_rotary_factor": 0.5}, {"partial_rotary_factor": 1.0}
+LINEAR = {"type": "linear", "factor": 2.0}
+OTHER: list[tuple[str, dict[str, Any]]] = [
+    *((name, fields) for name in ("glm4-moe", "minimax-m2") for fields in (
+        {**HALF, "rope_parameters": {"rope_theta": 1e4, **ALL}},
+        {**ALL, "rope_parameters": {"rope_theta": 1e4, **HALF}},
+        {"rope_scaling": {**LINEAR, **ALL}},
+        {"rope_scaling": {**LINEAR, **ALL}, "rope_parameters": {"rope_theta": 1e4, **HALF}},
+    )),
+    ("minimax-m2", {"rope_parameters": None, "rotary_dim": 4}),
+    ("minimax-m2", {"rope_parameters": None, "rotary_dim": 4, **HALF}),
+    ("minimax-m2", {"rope_parameters": {"rope_theta": 1e4, **ALL}, "rotary_dim": 4}),
+    ("llama", {"rope_scaling": LINEAR, "rope_parameters": {"rope_type": "linear", "factor": 3.0}}),
+    ("gpt-oss", {"rope_parameters": None}),
+    ("gpt-oss", {"rope_scaling": None}),
+    ("gpt-oss", {"rope_scaling": {}}),
+    ("gpt-oss", {"rope_parameters": {}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "fields"), OTHER)
+def test_fields_mean_what_transformers_takes_them_to_be(name: str, fields: dict[str, Any]) -> None:
+    """What is understood of a file is understood of the file that transformers writes after reading it."""
+    transformers = pytest.importorskip("transformers")
+    family = FAMILIES[name]
+    plain = transformers.AutoConfig.for_model(family.model_type, **family.tiny()[0]).to_dict()
+    rotary = ("rope_parameters", "rotary_dim", "model_type", "transformers_version")
+    given = {**{key: value for key, value in plain.items() if key not in rotary}, **fields}
+    ours = understood(family, copy.deepcopy(given))
+    read = transformers.AutoConfig.for_model(family.model_type, **given)
+    theirs = understood(family, json.loads(read.to_json_string()))
+    assert ours is None or differences(ours, theirs) == []
