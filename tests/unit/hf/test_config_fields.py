@@ -186,6 +186,24 @@ def test_of_two_groups_of_rotary_fields_the_older_counts_if_it_is_not_empty() ->
         assert read("llama", rope_scaling=old, rope_parameters=new)["attention"]["stretch"]["factor"] == factor
 
 
+def test_a_window_in_the_last_layers_of_dots1_is_refused_by_name() -> None:
+    """Three layers; the fields that are missing are 4096 and 62."""
+    for fields in ({"sliding_window": 6, "max_window_layers": 2}, {"sliding_window": 6, "max_window_layers": 0}):
+        for more in ({}, {"layer_types": None}, {"use_sliding_window": False}):
+            with pytest.raises(FormatError, match="sliding_window=6 counts in the layers from max_window_layers="):
+                read("dots1", **fields, **more)
+        assert read("dots1", **fields, layer_types=["full_attention"] * 3) == read("dots1")
+    assert read("dots1", sliding_window=6, max_window_layers=3) == read("dots1", sliding_window=6) == read("dots1")
+    assert read("dots1", sliding_window=None, max_window_layers=1) == read("dots1")
+    family = current().get("format", "dots1").spec_class()
+    without = {**family.tiny()[0], **BIASED, "rms_norm_eps": 1e-6}
+    assert to_plain(model_of(family, without, "config.json")) == read("dots1")
+    with pytest.raises(FormatError, match=r"sliding_window=4096 .* max_window_layers=62 on"):
+        model_of(family, {**without, "num_hidden_layers": 63}, "config.json")
+    deep = read("dots1", num_hidden_layers=63)
+    assert family.config(deep)["sliding_window"] is None and misfit_of("dots1", deep) == []
+
+
 @pytest.mark.parametrize("fields", [{}, {"rope_parameters": None}, {"rope_scaling": None}, {"rope_scaling": {}}])
 def test_gpt_oss_without_rotary_fields_is_refused(fields: dict[str, Any]) -> None:
     """Since transformers then takes the YaRN of the released models; an empty ``rope_parameters`` is none of these."""
