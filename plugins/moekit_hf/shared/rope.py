@@ -29,6 +29,8 @@ def mla_temperature(given: Fields, factor: float) -> float:
     """The same from ``mscale_all_dim``; ``mscale`` would multiply the rotary part alone, and equals it everywhere."""
     given.demand("attention_factor", None, "mscale and mscale_all_dim say it in this family")
     both = given.real("mscale_all_dim")
+    if not both:  # transformers then scales the rotary part alone, as if both were missing
+        raise FormatError(f"{given.where}: mscale_all_dim={both:g} is not read here; expected a number above 0")
     given.demand("mscale", both, "the rotary part alone would have another scale")
     return round(0.1 * both, 12)
 
@@ -76,6 +78,12 @@ def rope_options(
     if kind == "yarn":
         yarn |= {"beta_fast": given.real("beta_fast", 32), "beta_slow": given.real("beta_slow", 1)}
         yarn |= {"mscale": temperature(given, factor), "truncate": given.take("truncate", True)}
+        least = 2 * math.pi * yarn["beta_slow"]
+        if given.real("original_max_position_embeddings", original) < least:  # the ramp of transformers then falls
+            raise FormatError(
+                f"{given.where}: original_max_position_embeddings={original} is too short for YaRN\n"
+                f"  expected at least {math.ceil(least)}, in which an angle turns beta_slow times"
+            )
     elif kind == "llama3":
         slow, fast = given.real("low_freq_factor"), given.real("high_freq_factor")
         yarn |= {"beta_slow": slow, "beta_fast": fast, "mscale": 0.0, "ramp": "turns"}

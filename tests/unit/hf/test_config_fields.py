@@ -78,6 +78,10 @@ LONG |= {"short_factor": [1.0] * 6, "long_factor": [2.0] * 6}
     [
         ("glm4-moe", YARN, "YaRN in a part of each head"),
         ("deepseek-v3", {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}, "latent attention has no stretch"),
+        ("deepseek-v3", {**YARN, "mscale": 0, "mscale_all_dim": 0}, "mscale_all_dim=0 .*expected a number above 0"),
+        ("deepseek-v2", {**YARN, "mscale": 0.0, "mscale_all_dim": 0.0}, "mscale_all_dim=0 .*expected a number above 0"),
+        ("llama", {**YARN, "original_max_position_embeddings": 6}, "(?s)=6 is too short for YaRN.*at least 7"),
+        ("llama", {**YARN, "beta_slow": 3}, "(?s)=16 is too short for YaRN.*at least 19"),
         ("llama4", YARN, "which are normed after that"),
         ("llama4", LONG, "which are normed after that"),
         ("llama", {**LONG, "short_mscale": 1.3}, "knows no field short_mscale"),
@@ -210,6 +214,15 @@ def test_gpt_oss_without_rotary_fields_is_refused(fields: dict[str, Any]) -> Non
     with pytest.raises(FormatError, match="the field 'rope_parameters' is missing"):
         read("gpt-oss", **{"rope_parameters": None, **fields})
     assert read("gpt-oss", rope_parameters={})["attention"]["yarn"] is None
+
+
+@pytest.mark.parametrize("name", LATENT)
+def test_yarn_that_leaves_the_scale_of_scores_is_not_exported_as_latent_attention(name: str) -> None:
+    """Its fields cannot say so: to transformers, mscale 0 is missing, and the rotary part is scaled."""
+    node = read(name, rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 1.0})
+    assert node["attention"]["yarn"]["mscale"] == 0.1 and misfit_of(name, node) == []
+    node["attention"]["yarn"]["mscale"] = 0.0
+    assert "mscale_all_dim=0 is not read here" in misfit_of(name, node)[0]
 
 
 def test_a_number_under_two_names() -> None:
