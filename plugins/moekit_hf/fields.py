@@ -25,6 +25,7 @@ INERT: Final[Mapping[str, str]] = {
     "bos_token_id": "for generation",
     "eos_token_id": "for generation",
     "pad_token_id": "for generation",
+    "decoder_start_token_id": "for generation",
     "initializer_range": "for a model without weights",
     "max_position_embeddings": "a bound for users; rotary positions have none",
     "output_router_logits": "whether it trains with a balance loss",

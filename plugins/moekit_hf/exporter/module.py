@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from moekit.checkpoints.safetensors_file import write_tensors
-from moekit.contracts import Exporter
+from moekit.contracts import Data, Exporter
 from moekit.files import make_directory, sync_directory
+from moekit.registry import build
 from moekit.spec import to_plain
+from moekit.spec.recipe import Recipe
 from moekit.training.run.imported import imported_files
 from moekit.training.run.saved import read_any_checkpoint
 from moekit_hf.exporter import HuggingFace
@@ -62,11 +64,13 @@ class HuggingFaceExporter(Exporter):
         make_directory(partial)
         try:
             files = self._write_weights(partial, table, dtypes, read)
-            write_json(partial / CONFIG, self._config(family, model, source.get(CONFIG), dtypes))
+            data = saved.plain["moekit"]["data"]
+            inert = inert_fields(source[CONFIG]) if CONFIG in source else token_ids(recipe, data)
+            write_json(partial / CONFIG, self._config(family, model, inert, dtypes))
             kept = [file for file in KEPT if file in source]
             for file in kept:
                 shutil.copyfile(source[file], partial / file)
-            write_tokenizer(partial, saved.plain["moekit"]["data"])
+            write_tokenizer(partial, data)
             make_directory(out.parent)
             partial.rename(out)
             sync_directory(out.parent)
@@ -116,20 +120,42 @@ class HuggingFaceExporter(Exporter):
         return count
 
     def _config(
-        self, family: FormatSpec, model: Any, source: Path | None, dtypes: Mapping[str, torch.dtype]
+        self, family: FormatSpec, model: Any, inert: Mapping[str, Any], dtypes: Mapping[str, torch.dtype]
     ) -> dict[str, Any]:
-        """The family's fields over those of the imported model that change nothing, such as its end token."""
-        kept = {} if source is None else {k: v for k, v in read_json(source).items() if k in INERT}
-        kept.pop("torch_dtype", None)
+        """The family's fields over those that change nothing, such as the end token."""
         counts = [list(dtypes.values()).count(each) for each in dtypes.values()]
         dtype = list(dtypes.values())[counts.index(max(counts))]
         return {
-            **kept,
+            **inert,
             **family.config(model),
             "model_type": family.model_type,
             "architectures": [family.architecture],
             "dtype": str(dtype).removeprefix("torch."),
         }
+
+
+def inert_fields(config: Path) -> dict[str, Any]:
+    """The fields of an imported model that change nothing; its tensors have a dtype of their own."""
+    return {k: v for k, v in read_json(config).items() if k in INERT and k != "torch_dtype"}
+
+
+def token_ids(recipe: Recipe, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The special tokens of a run that was not imported: for a missing one, ``transformers`` takes a released model's.
+
+    There is one, the end. It also starts and pads the targets of pairs.
+
+    Args:
+        recipe: of the run.
+        state: of its data.
+    """
+    end = None
+    if recipe.data is not None:
+        data: Data = build(recipe.data)
+        data.load_state(state)
+        end = None if data.tokenizer is None else data.tokenizer.end
+    if recipe.model.takes == "pairs":
+        return {"bos_token_id": None, **dict.fromkeys(("decoder_start_token_id", "eos_token_id", "pad_token_id"), end)}
+    return {"bos_token_id": None, "eos_token_id": end, "pad_token_id": None}
 
 
 def write_tokenizer(folder: Path, state: Mapping[str, Any]) -> None:

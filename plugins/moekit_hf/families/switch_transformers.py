@@ -13,7 +13,7 @@ from moekit_hf.rules import Ignored, Rule
 UNUSED = (
     "batch_prioritized_routing", "feed_forward_proj", "initializer_factor", "is_gated_act",
     "n_positions", "num_selected_experts", "output_past", "add_router_probs", "router_ignore_padding_tokens",
-    "router_type", "encoder_sparse_step", "decoder_sparse_step", "decoder_start_token_id", "reorder_and_upcast_attn",
+    "router_type", "encoder_sparse_step", "decoder_sparse_step", "reorder_and_upcast_attn",
     "scale_attn_weights", "task_specific_params",
 )  # fmt: skip
 """Fields of their files that transformers does not read, that it computes from others, or that are for generation."""
@@ -104,7 +104,6 @@ class SwitchTransformers(FormatSpec):
             "router_dtype": "float32",
             "is_encoder_decoder": True,
             "tie_word_embeddings": model["tied"],
-            "decoder_start_token_id": 0,
             "vocab_size": model["vocab"],
             "d_model": model["dim"],
             "num_layers": depth,

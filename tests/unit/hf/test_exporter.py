@@ -29,6 +29,43 @@ EXTRA = {
 }
 
 
+TRAINING: dict[str, Any] = {
+    "objective": {"use": "causal_lm"},
+    "optimizer": {"use": "adamw"},
+    "trainer": {"max_steps": 1, "accelerator": "cpu"},
+}
+ATTENTION = {"use": "gqa", "heads": 2, "kv_heads": 2, "head_dim": 8, "qk_norm": True, "norm_over": "all"}
+EXPERTS = {"use": "glu", "count": 2, "hidden": 8}
+OLMOE: dict[str, Any] = {
+    **TRAINING,
+    "data": {"use": "local_text", "seq": 16, "batch": 2, "megabytes": 0.1, "tokenizer": {"use": "bpe", "vocab": 300}},
+    "model": {
+        "use": "decoder", "vocab": 300, "dim": 16, "depth": 1, "attention": ATTENTION,
+        "ffn": {"use": "glu", "hidden": 8},
+        "moe": {"at": {"first": 0}, "router": {"use": "topk", "top_k": 1}, "experts": EXPERTS},
+    },
+}  # fmt: skip
+SWITCH: dict[str, Any] = {
+    **TRAINING,
+    "data": {
+        "use": "span_corruption", "vocab": 272, "sentinels": 15,
+        "text": {"use": "local_text", "seq": 16, "batch": 2, "megabytes": 0.1, "tokenizer": "bytes"},
+    },
+    "model": {
+        "use": "encoder_decoder", "vocab": 272, "dim": 16, "depth": 2, "scaled_head": True, "tied": True,
+        "attention": {"use": "relative", "heads": 2, "head_dim": 8, "scale": 1.0, "shared": True},
+        "cross": {"heads": 2, "head_dim": 8, "scale": 1.0},
+        "ffn": {"use": "ffn", "hidden": 8},
+        "moe": {
+            "at": {"every": 2},
+            "router": {"use": "topk", "top_k": 1},
+            "experts": {"use": "ffn", "count": 2, "hidden": 8},
+            "dispatcher": {"use": "capacity", "slots": 16, "per": "sequence"},
+        },
+    },
+}  # fmt: skip
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """An imported run."""
@@ -50,6 +87,7 @@ def test_an_untouched_run_is_exported_to_the_same_bits(run: Path) -> None:
     found, expected = load_file(out / "model.safetensors"), mixtral_tensors()
     assert set(found) == set(expected) and all(torch.equal(found[name], expected[name]) for name in expected)
     config = json.loads((out / "config.json").read_text())
+    assert not {"bos_token_id", "pad_token_id"} & set(config)  # as in the imported folder
     assert config["eos_token_id"] == 0 and config["dtype"] == "float32" and "torch_dtype" not in config
     assert config["architectures"] == ["MixtralForCausalLM"] and config["max_position_embeddings"] == 64
 
@@ -61,14 +99,52 @@ def test_a_model_that_was_trained_here_is_imported_again(tmp_path: Path, monkeyp
     small += ["data.tokenizer={use: bpe, vocab: 300}", "data.validation_windows=2", "trainer.max_steps=1"]
     run = moekit.train("base/language_model", small, name="made", quiet=True)
     build(HuggingFace()).export(run.path / "checkpoints" / "last", Path("out"))
-    assert json.loads(Path("out/config.json").read_text())["model_type"] == "llama"
+    config = json.loads(Path("out/config.json").read_text())
+    assert config["model_type"] == "llama"
+    assert run.tokenizer is not None and run.tokenizer.end is not None
+    ids = {"bos_token_id": None, "eos_token_id": run.tokenizer.end, "pad_token_id": None}
+    assert {name: value for name, value in config.items() if name.endswith("token_id")} == ids
+    assert not Path("out/generation_config.json").exists()
     import_folder(Path("out"), Path("again"))
     again = moekit.open("again")
     assert all(torch.equal(t, again.model.state_dict()[name]) for name, t in run.model.state_dict().items())
-    assert run.tokenizer is not None and again.tokenizer is not None
+    assert again.tokenizer is not None
     for text in ("def add(a, b):\n    return a + b", "naïve"):
         ids = run.tokenizer.encode(text)
         assert torch.equal(again.tokenizer.encode(text), ids) and again.tokenizer.decode(ids) == text
+
+
+def test_transformers_takes_no_special_token_of_a_released_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OLMoE's padding is 1 there: its row of the embedding would get no gradient."""
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    run = moekit.train(OLMOE, name="made", quiet=True)
+    build(HuggingFace(family="olmoe")).export(run.path / "checkpoints" / "last", Path("out"))
+    model = transformers.AutoModelForCausalLM.from_pretrained("out")
+    found = [model.generation_config, model.config]
+    assert run.tokenizer is not None
+    assert [each.eos_token_id for each in found] == [run.tokenizer.end] * 2
+    assert [(each.bos_token_id, each.pad_token_id) for each in found] == [(None, None)] * 2
+    model(torch.tensor([[1, 2, 3]])).logits.square().mean().backward()
+    assert model.get_input_embeddings().weight.grad[1].abs().sum() > 0
+
+
+def test_targets_of_pairs_start_and_end_with_the_token_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And do so after an import and another export."""
+    monkeypatch.chdir(tmp_path)
+    run = moekit.train(SWITCH, name="made", quiet=True)
+    build(HuggingFace()).export(run.path / "checkpoints" / "last", Path("out"))
+    config = json.loads(Path("out/config.json").read_text())
+    assert run.tokenizer is not None and run.tokenizer.end == 256
+    ids = dict.fromkeys(("decoder_start_token_id", "eos_token_id", "pad_token_id"), 256)
+    assert {name: value for name, value in config.items() if name.endswith("token_id")} == {"bos_token_id": None, **ids}
+    import_folder(Path("out"), Path("again"))
+    build(HuggingFace()).export(Path("again/checkpoints/step-00000000"), Path("back"))
+    assert json.loads(Path("back/config.json").read_text()) == config
 
 
 def test_what_belongs_to_tokenizer_and_generation_is_kept_and_code_is_not(run: Path) -> None:
