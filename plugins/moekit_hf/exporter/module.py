@@ -22,7 +22,7 @@ from moekit.training.run.imported import imported_files
 from moekit.training.run.saved import read_any_checkpoint
 from moekit_hf.exporter import HuggingFace
 from moekit_hf.fields import INERT, FormatError
-from moekit_hf.folder import CONFIG, INDEX, KEPT, SINGLE, read_json, write_json
+from moekit_hf.folder import CONFIG, INDEX, KEPT, SINGLE, is_finite, read_json, write_json
 from moekit_hf.format import FormatSpec
 from moekit_hf.matching import OMITTED, format_for
 from moekit_hf.merging import merged_model, read_slice
@@ -112,7 +112,7 @@ class HuggingFaceExporter(Exporter):
                 folder / file,
                 {theirs: torch.empty(shapes[theirs], dtype=dtypes[theirs], device="meta") for theirs in names},
                 {"format": "pt"},
-                lambda theirs: (piece.to(dtypes[theirs]) for piece in table.their_pieces(theirs, read)),
+                lambda theirs: (converted(theirs, each, dtypes[theirs]) for each in table.their_pieces(theirs, read)),
             )
             where |= dict.fromkeys(names, file)
         if count > 1:
@@ -132,6 +132,21 @@ class HuggingFaceExporter(Exporter):
             "architectures": [family.architecture],
             "dtype": str(dtype).removeprefix("torch."),
         }
+
+
+def converted(name: str, piece: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor, or one expert of it, in another dtype.
+
+    Raises:
+        FormatError: a number is too large for that dtype, or none.
+    """
+    out = piece.to(dtype)
+    if dtype != piece.dtype and not is_finite(out):
+        held = f"{str(dtype).removeprefix('torch.')} holds numbers up to {torch.finfo(dtype).max:g}"
+        raise FormatError(
+            f"{name} has the number {float(piece.abs().max()):g}, but {held}\n  expected dtype=bfloat16 or float32"
+        )
+    return out
 
 
 def inert_fields(config: Path) -> dict[str, Any]:

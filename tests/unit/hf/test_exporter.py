@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,21 @@ def test_another_dtype(run: Path) -> None:
     found = load_file(out / "model.safetensors")
     assert all(torch.equal(found[name], t.bfloat16()) for name, t in mixtral_tensors().items())
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_a_number_that_a_dtype_does_not_hold_is_refused(tmp_path: Path) -> None:
+    """With the tensor's name, and nothing is left; bfloat16 holds it."""
+    name, tensors = "model.layers.1.block_sparse_moe.experts.2.w2.weight", mixtral_tensors()
+    tensors[name][3, 4] = -7e4
+    run = tmp_path / "run"
+    import_folder(write_folder(tmp_path / "m", tensors), run)
+    message = (
+        rf"{re.escape(name)} has the number 70000, but float16 holds numbers up to 65504\n  expected dtype=bfloat16"
+    )
+    with pytest.raises(FormatError, match=message):
+        exported(run, dtype="float16")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "run"]
+    assert torch.equal(load_file(exported(run, dtype="bfloat16") / "model.safetensors")[name], tensors[name].bfloat16())
 
 
 def test_a_folder_that_exists_is_kept(run: Path) -> None:
