@@ -47,7 +47,7 @@ def gqa_options(
 
 
 def _partial(fields: Fields, head_dim: int, missing: float) -> Node:
-    """``partial_rotary_factor``, the share of a head that is rotated: among the rotary fields, else beside them."""
+    """The share of a head that is rotated, ``partial_rotary_factor``: of the rotary fields, or else of the file."""
     null = 1.0  # to transformers, unlike a missing one
     share = fields.real("partial_rotary_factor", null if "partial_rotary_factor" in fields.config else missing)
     given = rope_group(fields)

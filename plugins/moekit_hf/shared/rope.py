@@ -26,7 +26,11 @@ def _temperature(given: Fields, factor: float) -> float:
 
 
 def mla_temperature(given: Fields, factor: float) -> float:
-    """The same from ``mscale_all_dim``; ``mscale`` would multiply the rotary part alone, and equals it everywhere."""
+    """The same from ``mscale_all_dim``; ``mscale`` would multiply the rotary part alone, and equals it everywhere.
+
+    Raises:
+        FormatError: it is 0, or ``mscale`` differs.
+    """
     given.demand("attention_factor", None, "mscale and mscale_all_dim say it in this family")
     both = given.real("mscale_all_dim")
     if not both:  # transformers then scales the rotary part alone, as if both were missing
