@@ -326,8 +326,9 @@ class MoE(Spec):
             )
         yield from self.dispatcher.check_router(self.router)
         yield from balancer_conflicts(self.router, self.experts.count, self.balancers)
-        one = form == "token_choice" and not self.router.lists_all and self.router.active(self.experts.count) == 1
-        if self.gate_on == "input" and not one:
+        if self.gate_on == "input" and (
+            form != "token_choice" or self.router.lists_all or self.router.active(self.experts.count) != 1
+        ):
             yield "gate_on=input is for one expert a token, chosen by the token: set top_k=1, or gate_on=output"
 
     def leak(self) -> str:

@@ -47,7 +47,8 @@ EXPERTS: dict[str, ExpertSpec] = {n: dataclasses.replace(s, count=E) for n, s in
 
 def reasons(router: RouterSpec, dispatcher: DispatcherSpec, balancer: BalancerSpec) -> list[str]:
     """Why three components do not fit, by what they declare."""
-    why = [*router.check_experts(E), *dispatcher.check_experts(E), *balancer.check_router(router, E)]
+    why = [*router.check_experts(E), *dispatcher.check_experts(E), *dispatcher.check_router(router)]
+    why += balancer.check_router(router, E)
     if router.form not in dispatcher.forms:
         why.append("form of the dispatcher")
     if router.form not in balancer.forms:

@@ -55,8 +55,8 @@ ROUTERS: dict[str, RouterSpec] = {
 }
 DISPATCHERS: dict[str, DispatcherSpec] = {
     "grouped": Grouped(),
-    "capacity": Capacity(factor=1.0),
-    "priority": Capacity(factor=1.0, order="priority", per="sequence"),
+    "capacity": Capacity(factor=2.0, count="tokens"),
+    "priority": Capacity(factor=2.0, count="tokens", order="priority", per="sequence"),
     "device": DeviceCapacity(groups=4, inner=Grouped()),
     "auto": Auto(),
 }
@@ -74,7 +74,8 @@ BIAS: dict[str, BalancerSpec] = {"bias": SignBias()}
 
 
 def layer_of(router: RouterSpec, dispatcher: DispatcherSpec) -> MoELayer:
-    balancers = {} if isinstance(router, Dense) else LOSSES | (BIAS if type(router).takes_bias else {})
+    losses = {} if isinstance(router, Dense) else LOSSES | (BIAS if type(router).takes_bias else {})
+    balancers = {name: spec for name, spec in losses.items() if not (name == "first" and router.lists_all)}
     spec = MoE(router=router, experts=Glu(count=E, hidden=8), dispatcher=dispatcher, balancers=balancers)
     return MoELayer.from_spec(spec, dim=D)
 

@@ -34,6 +34,7 @@ capabilities
   causal             no
   needs_tokens       no
   gives_smooth_load  no
+  lists_all          no
 
 in YAML
   {use: lottery, draws: ...}"""
