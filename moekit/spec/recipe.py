@@ -100,6 +100,8 @@ class TrainerSpec(Spec):
         "min_epochs": f"{NO_EPOCHS}; set trainer.min_steps",
         "check_val_every_n_epoch": f"{NO_EPOCHS}; set trainer.val_check_interval",
         "reload_dataloaders_every_n_epochs": NO_EPOCHS,
+        "limit_train_batches": f"{NO_EPOCHS}; set trainer.max_steps",
+        "overfit_batches": "each step samples a new batch; to overfit, train on a small data set",
         "limit_test_batches": "a run trains and validates; it has no test set",
         "limit_predict_batches": "a run trains and validates; it predicts nothing",
         "enable_autolog_hparams": "loggers get the whole recipe",
@@ -107,7 +109,9 @@ class TrainerSpec(Spec):
 
     max_steps: int = option(1000, "optimizer steps", ge=1)
     min_steps: int | None = option(None, "optimizer steps that early stopping does not cut", ge=1)
-    max_time: str | dict[str, int] | None = option(None, "stop after this time: DD:HH:MM:SS, or {hours: 2}")
+    max_time: str | dict[str, int] | None = option(
+        None, "end after this time of training: DD:HH:MM:SS, or {hours: 2}; a resumed run has as much again"
+    )
     accumulate_grad_batches: int = option(1, "micro-batches per optimizer step, on each rank", ge=1)
     gradient_clip_val: float | None = option(None, "largest norm of the gradient of a step", ge=0)
     gradient_clip_algorithm: Literal["norm", "value"] | None = option(
@@ -125,11 +129,9 @@ class TrainerSpec(Spec):
     val_check_interval: int | None = option(
         None, "micro-batches between validations, each with a checkpoint (default: 10 validations in a run)", ge=1
     )
-    limit_train_batches: int | float | None = option(None, "Lightning's limit of micro-batches of an epoch", ge=0)
     limit_val_batches: int | float | None = option(
-        None, "batches of a validation, of all ranks: their number, or a fraction", ge=0
+        None, "batches of a validation, of all ranks (default: all); 0: none, checkpoints are saved as often", ge=0
     )
-    overfit_batches: int | float = option(0, "train and validate on so many batches: their number, or a fraction", ge=0)
     num_sanity_val_steps: int = option(0, "validation batches to try before training; -1: all", ge=-1)
     fast_dev_run: int | bool = option(False, "try so many batches (true: 1), without logs")
     log_every_n_steps: int | None = option(
@@ -150,13 +152,15 @@ class TrainerSpec(Spec):
     sync_batchnorm: bool = option(False, "share the statistics of batch normalisation between ranks")
 
     def check(self) -> Iterable[str]:
-        """Validations within a step; a precision or a callback that the strategy cannot have."""
+        """Validations within a step, or of a fraction; a precision or a callback that the strategy cannot have."""
         interval, accumulate = self.val_check_interval, self.accumulate_grad_batches
         if interval is not None and interval % accumulate:
             yield (
                 f"val_check_interval={interval} counts micro-batches, and is not a whole number of steps of "
                 f"{accumulate}: the checkpoint of a validation within a step would lose its gradients"
             )
+        if isinstance(limit := self.limit_val_batches, float):
+            yield f"limit_val_batches={limit} is not a number of batches: a fraction of an unknown number; null: all"
         if isinstance(self.strategy, StrategySpec):
             yield from self.strategy.check_precision(self.precision)
         for name, callback in self.callbacks.items() if self.shards else ():
@@ -230,6 +234,8 @@ class Recipe(Spec):
             )
         for name, evaluator in self.evaluators.items():
             yield from (f"evaluator '{name}': {conflict}" for conflict in self._misfit(evaluator))
+        if self.stop is not None and self.stop.metric.startswith("val/") and self.trainer.limit_val_batches == 0:
+            yield f"stop.metric: {self.stop.metric} is never known, for trainer.limit_val_batches=0 validates nothing"
         if self.stop is not None and self.objective is not None and self.stop.metric not in (names := self.logged()):
             near = nearest(self.stop.metric, names)
             yield (

@@ -60,6 +60,11 @@ PAPER = "jacobs1991"
             ["data.documents=masked"],
             ["data.documents=masked, but LSTM cannot keep documents apart; try joined"],
         ),
+        (
+            PAPER,
+            ["stop.metric=val/accuracy", "trainer.limit_val_batches=0"],
+            ["stop.metric: val/accuracy is never known, for trainer.limit_val_batches=0 validates nothing"],
+        ),
         (PAPER, ["data=null"], ["evaluator 'regions': it needs data, and the recipe has none"]),
     ],
 )

@@ -65,6 +65,7 @@ def test_defaults_are_those_that_lightning_would_take_or_say_nothing() -> None:
         ("gradient_clip_algorithm", "norms", "did you mean 'norm'?"),
         ("val_check_interval", 0, "val_check_interval: 0 is out of range"),
         ("val_check_interval", 0.5, "val_check_interval: 0.5 is not an integer"),
+        ("limit_val_batches", -1, "limit_val_batches: -1 is out of range"),
         ("strategy", "shardedd", "unknown strategy 'shardedd'"),
         ("strategy", {"ep": 2}, "'use' is missing: it names the strategy\n  at trainer.strategy"),
         ("callbacks", ["ema"], "where a named map of callbacks belongs"),
@@ -83,7 +84,7 @@ def test_values_that_cannot_work_are_reported_with_all_other_mistakes(name: str,
         ("precision", 32, "32"), ("precision", "16", "16"), ("precision", "64-true", "64-true"),
         ("precision", None, None), ("gradient_clip_val", 0, 0.0), ("gradient_clip_val", 1.5, 1.5),
         ("accumulate_grad_batches", None, 1), ("devices", "auto", "auto"), ("devices", [0, 1], [0, 1]),
-        ("limit_val_batches", 1, 1), ("limit_val_batches", 1.0, 1.0), ("fast_dev_run", True, True),
+        ("limit_val_batches", 1, 1), ("limit_val_batches", None, None), ("fast_dev_run", True, True),
         ("fast_dev_run", 3, 3), ("deterministic", "warn", "warn"), ("deterministic", True, True),
         ("max_time", "00:01:00:00", "00:01:00:00"), ("max_time", {"hours": 1}, {"hours": 1}),
     ],
@@ -93,6 +94,13 @@ def test_values_that_the_trainer_takes(name: str, given: object, read: object) -
     found = getattr(recipe.trainer, name)
     assert found == read and type(found) is type(read)
     assert load(_file(dump(recipe))) == recipe
+
+
+@pytest.mark.parametrize("limit", [0.5, 1.0])
+def test_a_fraction_of_the_validation_set_is_refused(limit: float) -> None:
+    """Lightning would end with an error, as the set has no length; it reads 1.0 as all batches, and 1 as one."""
+    with pytest.raises(SpecError, match=re.escape(f"limit_val_batches={limit} is not a number of batches")):
+        load({"model": "bag", "trainer": {"limit_val_batches": limit}})
 
 
 def _file(text: str) -> dict[str, object]:
