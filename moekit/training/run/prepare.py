@@ -27,6 +27,7 @@ from moekit.spec.fields import fields_of
 from moekit.spec.recipe import Recipe, TrainerSpec
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO, SaveCheckpoints
 from moekit.training.callbacks.interrupt import StopOnInterrupt
+from moekit.training.callbacks.max_time import StopAfterTime
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.hooks import RunInfo, run_starting
@@ -52,6 +53,7 @@ def trainer_options(recipe: Recipe) -> dict[str, Any]:
         # Lightning counts micro-batches here, and, without epochs, over the whole run.
         "val_check_interval": max(1, trainer.max_steps // validations) * trainer.accumulate_grad_batches,
         "check_val_every_n_epoch": None,
+        "min_epochs": 0,  # Lightning's default with ``min_steps`` is 1: the one endless epoch, which then cannot stop
     }
     names = [name for name, info in fields_of(TrainerSpec).items() if info.kind == "option"]
     given = {name: getattr(trainer, name) for name in names if getattr(trainer, name) is not None}
@@ -105,6 +107,8 @@ def make_trainer(
     if recipe.trainer.enable_checkpointing:
         more.append(SaveCheckpoints(folder.checkpoints, keep=saving.keep))
     try:
+        if (duration := options.pop("max_time", None)) is not None:
+            more.insert(0, StopAfterTime(duration))
         trainer = L.Trainer(
             **options,
             logger=list(loggers) or False,

@@ -35,6 +35,7 @@ from moekit.spec import load, to_plain
 from moekit.spec.recipe import Recipe
 from moekit.spec.tree import write
 from moekit.training.build import RUN_SLOTS, build_model, check_trainable, dense_recipe
+from moekit.training.callbacks.max_time import StopAfterTime
 from moekit.training.module import LitMoE
 from moekit.training.run.console import print_header, print_summary
 from moekit.training.run.folder import RUNS, RunFolder, check_run_name, check_writable
@@ -206,6 +207,9 @@ def fit(run: Prepared, console: Console) -> None:
         run.trainer.fit(run.module, ckpt_path=start, weights_only=True)
         if run.interrupt.agree():
             raise KeyboardInterrupt
+        if any(isinstance(each, StopAfterTime) and each.is_over for each in run.trainer.callbacks):  # type: ignore[attr-defined]
+            text = f"\ntrainer.max_time is over after step {run.trainer.global_step}; {_how_to_resume(run)}"
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
     except (SystemExit, KeyboardInterrupt):  # on Ctrl-C, Lightning raises SystemExit and ignores further signals
         signal.signal(signal.SIGINT, signal.default_int_handler)
         text = f"\nstopped at step {run.trainer.global_step}; {_how_to_resume(run)}"
