@@ -131,6 +131,15 @@ def kill_started_processes(launcher: object) -> None:
         launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows has no SIGKILL: its SIGTERM ends at once
 
 
+def validate_now(trainer: Any) -> None:
+    """Runs a validation within ``fit``, as Lightning does after a step."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.restarting = False  # else it would count the batches of an earlier validation as done
+    trainer.validating = True
+    loop.run()
+    trainer.training = True
+
+
 def loop_counters(checkpoint: dict[str, Any]) -> Iterable[dict[str, int]]:
     """The micro-batch counters in a checkpoint's state of Lightning's training loop; the caller may change them."""
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]

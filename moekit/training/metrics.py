@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import lightning as L
 import torch
@@ -103,6 +104,13 @@ def is_logged_step(trainer: L.Trainer) -> bool:
     return every > 0 and (trainer.global_step + 1) % every == 0
 
 
+def is_validated_step(trainer: L.Trainer) -> bool:
+    """Whether training validates after the current number of optimizer steps, or would if validations were on."""
+    micro_batches, every = trainer.global_step * trainer.accumulate_grad_batches, trainer.val_check_interval
+    counts_steps = isinstance(every, int) and trainer.check_val_every_n_epoch is None
+    return counts_steps and micro_batches > 0 and micro_batches % every == 0
+
+
 def reached(stop: Stop, values: Mapping[str, float]) -> bool:
     """Whether the metric of ``stop`` has fallen to its bound.
 
@@ -114,6 +122,11 @@ def reached(stop: Stop, values: Mapping[str, float]) -> bool:
         what, expected = f"training logs no metric '{stop.metric}'", "one of " + ", ".join(known)
         raise SpecError([Problem(what=what, at="stop.metric", expected=expected, nearest=nearest(stop.metric, known))])
     return values[stop.metric] <= stop.below
+
+
+def has_stopped(state: Mapping[str, Any]) -> bool:
+    """Whether a callback ``EarlyStopping`` of this state has ended training, because its metric stopped improving."""
+    return bool(state.get("wait_count", 0) >= max(1, state.get("patience", 1)))
 
 
 def headline(recipe: Recipe, logged: Collection[str]) -> tuple[str, MetricInfo]:

@@ -34,7 +34,7 @@ from torch import Tensor
 import moekit
 from moekit.checkpoints.format import map_leaves
 from moekit.checkpoints.reading import Handle
-from moekit.compat import trainer_of
+from moekit.compat import trainer_of, validate_now
 from moekit.contracts import Batch, Data, LossSum, Model, ModelOutput, Objective
 from moekit.distributed import is_distributed, leave_process_group_at_exit
 from moekit.errors import CheckpointError, DataError, MoekitError, Problem
@@ -48,7 +48,16 @@ from moekit.training.balance import BalanceStep, StepLoad
 from moekit.training.build import build_model, build_seeded, check_trainable, compile_parts
 from moekit.training.components import check_loss, check_output, values_checked
 from moekit.training.data import StepLoader, ValidationShard, noise_seed
-from moekit.training.metrics import Validation, is_logged_step, load_metrics, progress, ratios, reached
+from moekit.training.metrics import (
+    Validation,
+    has_stopped,
+    is_logged_step,
+    is_validated_step,
+    load_metrics,
+    progress,
+    ratios,
+    reached,
+)
 from moekit.training.optim import optimizer_of
 from moekit.training.run.saved import read_any_checkpoint, recount
 from moekit.training.run.start import freeze, load_vocabulary, load_weights
@@ -126,7 +135,7 @@ class LitMoE(L.LightningModule):
         step_load: the load of the last optimizer step.
         fingerprint: the checksum of the data, once it is prepared.
         sparse_layers: names of the layers whose load can be uneven (all but those with soft routing).
-        stopped_after: the optimizer steps until ``stop.metric`` fell to ``stop.below``; None before.
+        stopped_after: the optimizer steps until ``stop.metric`` first fell to ``stop.below``; None before.
         skips: the policy for non-finite steps, and how many were skipped.
         observers: called with the output and the batch of every forward pass of training and of validation, once each,
             also under recomputation. A callback adds its function before training, and removes it.
@@ -163,6 +172,8 @@ class LitMoE(L.LightningModule):
         self._matmul_before = "highest"
         self._step: OptimizerStep
         self._step_begun = 0  # the optimizer step that the last micro-batch belongs to
+        self._stops_after_step = False  # a callback wants to stop, within a step
+        self._extra_steps = 0  # added to ``max_steps``, until the run has begun
         self._configured = self._data_ready = False
         self._restored: Mapping[str, Any] | None = None
         if not self.recipe.trainer.shards:
@@ -285,6 +296,7 @@ class LitMoE(L.LightningModule):
         if (trainer := trainer_of(self)) is None:
             accumulate = self.recipe.trainer.accumulate_grad_batches
             return StepLoader(self.prepare(), seed=self.recipe.seed, accumulate=accumulate)
+        self._begin_or_end(trainer)
         device = trainer.strategy.root_device
         on_gpu = device.type == "cuda"
         return StepLoader(
@@ -298,6 +310,25 @@ class LitMoE(L.LightningModule):
             ramp=self.recipe.batch_ramp,
             world=trainer.world_size,
             steps=None if trainer.max_steps > 0 else self.recipe.trainer.max_steps,
+        )
+
+    def _begin_or_end(self, trainer: L.Trainer) -> None:
+        """Has Lightning end a resumed run that is over, or begin it nevertheless if its last step must be validated.
+
+        Lightning decides right after it requested the training data, and has no hook between.
+        """
+        if self._restored is None:
+            return
+        if not (self._restored.get("unvalidated") and trainer.enable_validation):
+            trainer.should_stop = trainer.should_stop or self._is_over(trainer)
+        elif 0 < trainer.max_steps <= trainer.global_step:
+            self._extra_steps = trainer.global_step + 1 - trainer.max_steps
+            trainer.fit_loop.epoch_loop.max_steps += self._extra_steps
+
+    def _is_over(self, trainer: L.Trainer) -> bool:
+        """Whether ``stop`` or a callback ``EarlyStopping`` has ended the run already."""
+        return self.stopped_after is not None or any(
+            has_stopped(each.state_dict()) for each in trainer.early_stopping_callbacks
         )
 
     def val_dataloader(self) -> Iterable[Batch]:
@@ -363,16 +394,34 @@ class LitMoE(L.LightningModule):
             self._publish({"train/skipped": float(self.skips.count)}, step)
         else:
             self.skips.in_a_row = 0
-            stop = self.recipe.stop
-            if stop is not None and not stop.metric.startswith("val/") and reached(stop, ratios(done.sums, "train/")):
-                self.stopped_after = step - 1
-        last = step == self.trainer.max_steps or self.stopped_after is not None
-        if last:
+            self._check_stop("train/", ratios(done.sums, "train/"), step - 1)
+        last = self._is_last(step)
+        if last or self._stops_after_step:
+            self._stops_after_step = False
             self.trainer.should_stop = True  # Lightning then also validates the last step
         if not done.non_finite:
             self.step_load = done.load
             if last or is_logged_step(self.trainer):
                 self._log(step, done, optimizer)
+
+    def _is_last(self, step: int) -> bool:
+        """Whether training ends with a step: with the last of all, or because ``stop`` was reached."""
+        has_reached = self.stopped_after is not None and step >= (self.recipe.trainer.min_steps or 0)
+        return has_reached or step == self.trainer.max_steps
+
+    def _check_stop(self, part: str, values: Mapping[str, float], steps: int) -> None:
+        """Records when the recipe's ``stop`` is first reached by the metrics of a part: ``train/`` or ``val/``."""
+        stop = self.recipe.stop
+        if stop is not None and stop.metric.startswith("val/") == (part == "val/") and reached(stop, values):
+            self.stopped_after = steps if self.stopped_after is None else self.stopped_after
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Defers a callback's wish to stop to the end of the optimizer step.
+
+        Lightning would stop at once, and the gradients of the micro-batches so far would be lost.
+        """
+        if self.trainer.should_stop and self._step_begun > self.trainer.global_step:
+            self.trainer.should_stop, self._stops_after_step = False, True
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -456,11 +505,9 @@ class LitMoE(L.LightningModule):
                 values |= {"seconds": self.clock.seconds, "tokens": self.clock.tokens}
             self.validated_step = self.trainer.global_step
             self._publish(values, self.trainer.global_step)
-            stop = self.recipe.stop
-            if stop is not None and stop.metric.startswith("val/") and reached(stop, values):
-                self.stopped_after = self.trainer.global_step
+            self._check_stop("val/", values, self.trainer.global_step)
+            if self.stopped_after is not None:
                 self.trainer.should_stop = True
-
         self.each_logger(lambda logger: logger.save())
 
     def on_train_epoch_end(self) -> None:
@@ -505,23 +552,35 @@ class LitMoE(L.LightningModule):
         return module if map_location is None else module.to(map_location)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the data's state, the clock, and the number of skipped steps."""
+        """Adds the data's state, the clock, the skipped steps, whether the run is over, and what it last measured.
+
+        ``unvalidated`` says that this step was to be validated, and a signal prevented it: a resumed run makes up for
+        it, for a callback or ``stop`` may decide by it. Such a callback may also want the last metrics of training.
+        """
         self.clock.tokens += self._new_tokens()
+        trainer, step = self.trainer, self.trainer.global_step
+        is_due = is_validated_step(trainer) or self._is_last(step)
         checkpoint["moekit"] = {
             "version": moekit.__version__,
             "data": {} if self.data is None else self.data.state(),
             "fingerprint": self.fingerprint,
-            "precision": str(self.trainer.precision),
+            "precision": str(trainer.precision),
             "seconds": self.clock.seconds,
             "tokens": self.clock.tokens,
             "skipped": self.skips.count,
+            "skipped_in_a_row": self.skips.in_a_row,
+            "stopped_after": self.stopped_after,
+            "unvalidated": is_due and self.validated_step != step,
+            "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
             "logged": self.logged_step,
-            "accumulate": self.trainer.accumulate_grad_batches,
+            "accumulate": trainer.accumulate_grad_batches,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the data's state; ``on_train_start`` restores the rest."""
+        """Restores the data's state, and whether ``stop`` was reached; ``on_train_start`` restores the rest."""
         self._restored = checkpoint.get("moekit")
+        then, now = checkpoint["hyper_parameters"]["spec"].get("stop"), self.hparams["spec"].get("stop")
+        self.stopped_after = self._restored.get("stopped_after") if self._restored and then == now else None
         self._start = self._start if self._restored is None else None
         if self._restored is not None and trainer_of(self) is not None:
             recount(checkpoint, self.trainer.accumulate_grad_batches)
@@ -531,10 +590,20 @@ class LitMoE(L.LightningModule):
             self.data.load_state(self._restored["data"])
 
     def on_train_start(self) -> None:
-        """Loads the weights to start from, if any, and starts the clock."""
+        """Loads the weights to start from, if any, and starts the clock. Makes up for a validation that was cut."""
         self.load_start()
-        self._first_step = self.trainer.global_step
+        trainer = self.trainer
+        self._first_step = trainer.global_step
+        if self._restored is None:
+            self.stopped_after = None
         restored = self._restored or {"seconds": 0.0, "tokens": 0.0, "skipped": 0, "logged": 0}
+        self._restored = None
         self.clock.start(float(restored["seconds"]), float(restored["tokens"]))
-        self.skips.count = int(restored["skipped"])
+        self.skips.count, self.skips.in_a_row = int(restored["skipped"]), int(restored.get("skipped_in_a_row", 0))
         self.logged_step = int(restored["logged"])
+        trainer.callback_metrics.update({k: torch.tensor(v) for k, v in restored.get("metrics", {}).items()})
+        trainer.fit_loop.epoch_loop.max_steps -= self._extra_steps
+        self._extra_steps = 0
+        if restored.get("unvalidated") and trainer.enable_validation:
+            validate_now(trainer)
+            trainer.should_stop = trainer.should_stop or self._is_over(trainer)

@@ -55,7 +55,7 @@ class TrainingProgress(ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Shows the bar."""
-        self._next_line = self._next_validation = trainer.global_step + 1
+        self._next_line, self._next_validation = trainer.global_step + 1, trainer.global_step
         if self._enabled and self.console.is_terminal:
             columns = (
                 TextColumn("{task.description}"), BarColumn(bar_width=BAR),

@@ -137,13 +137,20 @@ def test_a_signal_to_rank_1_stops_both_ranks_after_the_same_step(
 def test_a_signal_during_the_last_validation_stops_both_ranks_before_the_summary(
     tmp_path: Path, start: tuple[str, ...], strategy: str
 ) -> None:
-    """After the last step there is no further one to agree in, and rank 0 would write the summary alone."""
+    """After the last step there is no further one to agree in, and rank 0 would write the summary alone.
+
+    Resumed, both ranks make up for the validation.
+    """
     prepare(tmp_path)
-    stopped, folder = Trainer(tmp_path, 2, strategy, start).new("late", (1, -STEPS, signal.SIGTERM))
+    trainer = Trainer(tmp_path, 2, strategy, start)
+    stopped, folder = trainer.new("late", (1, -STEPS, signal.SIGTERM))
     assert stopped.code == 0 and stopped.seconds < WITHIN and "Traceback" not in stopped.output, stopped.output
     assert stopped.output.count(f"stopped at step {STEPS}; ") == 1, stopped.output
     assert stopped.output.count(f": moekit train --resume {folder.relative_to(tmp_path)}") == 1, stopped.output
     assert saved(folder)["global_step"] == STEPS and not (folder / "summary.json").exists()
+    resumed = trainer("late", NO_RANK, "--resume", str(folder.relative_to(tmp_path)))
+    assert resumed.code == 0 and (folder / "summary.json").exists(), resumed.output
+    assert "val/loss" in read_metrics(folder / "metrics.csv")[STEPS]
 
 
 def test_when_rank_1_hangs_rank_0_ends_after_the_timeout(tmp_path: Path) -> None:

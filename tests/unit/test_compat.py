@@ -163,6 +163,44 @@ def test_the_counters_of_lightning_s_loop_are_in_its_checkpoint() -> None:
     assert total["completed"] == current["completed"] == 6
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_validation_within_fit_sees_every_batch_and_then_training_continues() -> None:
+    """Also right after a checkpoint was restored whose validation was cut."""
+
+    class Tiny(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 1)
+            self.seen: list[str] = []
+
+        def on_train_start(self) -> None:
+            self.trainer.fit_loop.epoch_loop.val_loop.restarting = True
+            self.trainer.fit_loop.epoch_loop.val_loop.batch_progress.current.completed = 2
+            compat.validate_now(self.trainer)
+            assert self.trainer.training and torch.is_grad_enabled()
+
+        def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+            self.seen.append("train")
+            return self.layer(batch).sum()
+
+        def validation_step(self, batch: torch.Tensor) -> None:
+            self.seen.append("validate")
+
+        def on_validation_end(self) -> None:
+            self.seen.append("end")
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    trainer = L.Trainer(
+        logger=False, enable_checkpointing=False, accelerator="cpu", max_steps=1, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    module, loader = Tiny(), torch.utils.data.DataLoader(torch.ones(3, 1))
+    trainer.fit(module, loader, loader)
+    assert module.seen == [*["validate"] * 3, "end", "train"]
+
+
 def test_onednn_multiplies_in_fp32_with_weights_of_any_layout() -> None:
     if not compat.has_onednn():
         pytest.skip("this torch has no oneDNN")

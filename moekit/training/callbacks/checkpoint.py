@@ -16,13 +16,18 @@ from moekit.checkpoints.files import Retention, last_of, recover, remove, step_n
 from moekit.checkpoints.format import map_leaves
 from moekit.checkpoints.reading import Checkpoint, Handle, open_checkpoint
 from moekit.checkpoints.writing import Background, save_tree
+from moekit.compat import loop_counters
 from moekit.errors import SaveError
+from moekit.training.metrics import is_validated_step
+from moekit.training.module import LitMoE
 
 MONITOR = "val/loss"
 
 
 class SaveCheckpoints(CheckpointCallback):
-    """Saves ``step-…`` after every validation. The pointer ``last`` names it, ``best`` the lowest ``val/loss``.
+    """Saves ``step-…`` after every validation, or as often if validations are off.
+
+    The pointer ``last`` names it, ``best`` the lowest ``val/loss``.
 
     If a save fails, a line says so and training continues: the next save may find room. If the last save fails, the
     run ends with an error, since its end is lost.
@@ -69,12 +74,35 @@ class SaveCheckpoints(CheckpointCallback):
                     write_pointer(self.folder, name, path.name)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves, if the validation was part of training."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.global_step != self._saved:
-            loss = trainer.callback_metrics.get(MONITOR)
-            if is_best := loss is not None and float(loss) < self.best:
-                self.best, self.best_step = float(loss), trainer.global_step
+        """Saves, if the validation was part of training.
+
+        One that a resumed run makes up for is of a step that is saved already: then only ``best`` may change.
+        """
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        step, loss = trainer.global_step, trainer.callback_metrics.get(MONITOR)
+        if is_best := loss is not None and float(loss) < self.best:
+            self.best, self.best_step = float(loss), step
+        if step != self._saved:
             self._save(trainer, is_best)
+        elif is_best and trainer.is_global_zero:
+            write_pointer(self.folder, "best", step_name(step))
+            Retention(keep=self.keep).prune(self.folder / step_name(step))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves where a validation would be, if validations are off."""
+        is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and trainer.global_step != self._saved
+        if is_step and is_validated_step(trainer) and not trainer.enable_validation and not trainer.should_stop:
+            if isinstance(pl_module, LitMoE):
+                pl_module.each_logger(lambda logger: logger.save())  # as before a validation's checkpoint
+            self._save(trainer, is_best=False)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Counts the last micro-batch as complete, which it is not yet for Lightning in ``on_train_batch_end``."""
+        for counters in loop_counters(checkpoint):
+            counters["completed"] = counters["processed"]
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves the last step, unless a validation did; waits for a background save.

@@ -31,7 +31,8 @@ class StopOnInterrupt(Callback):
 
     A checkpoint within an optimizer step would lose its gradients. So the callback sets ``trainer.should_stop`` just
     before a step is taken. A validation that has begun is abandoned: the sender of the signal may not wait for its end.
-    All ranks stop at the same step, whichever rank gets the signal.
+    A resumed run makes up for it, or for one that was not begun. All ranks stop at the same step, whichever rank gets
+    the signal.
 
     SIGUSR1, with which Lightning saves and requeues under SLURM, keeps its handler.
 
@@ -69,7 +70,7 @@ class StopOnInterrupt(Callback):
     ) -> None:
         """Makes this step the last if any rank got a signal."""
         if self.agree():
-            trainer.should_stop = True
+            end(trainer)
             trainer.limit_val_batches = 0  # else Lightning validates the last step
 
     def on_validation_batch_start(
@@ -81,15 +82,22 @@ class StopOnInterrupt(Callback):
             StopIteration: it is abandoned; Lightning's loop ends as if this were the end of the data.
         """
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self.agree():
-            trainer.should_stop = True
+            end(trainer)
             if isinstance(pl_module, LitMoE):
                 pl_module.discard_validation()
+            for each in trainer.early_stopping_callbacks:  # it would count the validation before a second time
+                vars(each)["on_validation_end"] = lambda *_: None
             raise StopIteration
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Makes the step that was validated the last if any rank got a signal in its last batch."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self.agree():
-            trainer.should_stop = True
+            end(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lets callbacks see validations again, for another run in this process."""
+        for each in trainer.early_stopping_callbacks:
+            vars(each).pop("on_validation_end", None)
 
     def agree(self) -> signal.Signals | None:
         """The signal that stops the run, the same on every rank. A collective of the hosts: no device is waited for.
@@ -103,6 +111,12 @@ class StopOnInterrupt(Callback):
                 return None  # a signal that arrived meanwhile counts the next time: other ranks do not know it yet
             self.signal = signal.Signals(int(number))
         return self.signal
+
+
+def end(trainer: L.Trainer) -> None:
+    """Has Lightning end training after the current step, also before ``trainer.min_steps``."""
+    trainer.should_stop = True
+    trainer.fit_loop.epoch_loop.min_steps = None
 
 
 def leave_terminal() -> None:

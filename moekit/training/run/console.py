@@ -9,10 +9,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from moekit.checkpoints.reading import Checkpoint
 from moekit.errors import MoekitError
 from moekit.params import count_parameters
 from moekit.spec.fields import MetricInfo, metrics_of
 from moekit.spec.recipe import Recipe
+from moekit.training.metrics import has_stopped
 from moekit.training.module import LitMoE
 from moekit.training.run.outcome import Comparison, Outcome
 from moekit.training.run.prepare import Prepared
@@ -172,6 +174,19 @@ def counted_unit(recipe: Recipe) -> str:
     return "cases" if recipe.model.takes == "cases" else "tokens"
 
 
+def what_is_left(run: Prepared, saved: Checkpoint) -> str:
+    """What a resumed run has left to do, if not just to train on."""
+    nothing, step, module = "nothing is left to do, unless", run.info.upto, run.module
+    if saved.plain["moekit"].get("unvalidated") and run.trainer.limit_val_batches:
+        return ", which is validated first"
+    if module.stopped_after is not None and step >= (module.recipe.trainer.min_steps or 0):
+        return f": stop was reached after {module.stopped_after} steps; {nothing} stop changes"
+    for each in run.trainer.early_stopping_callbacks:
+        if has_stopped(saved.plain["callbacks"].get(each.state_key, {})):
+            return f": {type(each).__name__} has ended it; {nothing} that callback is removed"
+    return "" if step < run.trainer.max_steps else f": {nothing} trainer.max_steps grows"
+
+
 def print_header(run: Prepared, console: Console) -> None:
     """Prints model, data and settings of a run."""
     recipe, trainer = run.module.recipe, run.trainer
@@ -190,8 +205,7 @@ def print_header(run: Prepared, console: Console) -> None:
     if run.checkpoint is None and recipe.start is not None:
         lines["start"] = describe(recipe.start, run.module.model if run.module.is_built else None)
     if run.checkpoint is not None:
-        done = "" if run.info.upto < trainer.max_steps else ": nothing is left to do, unless trainer.max_steps grows"
-        lines["resuming"] = f"from {run.checkpoint.path}, after step {run.info.upto}{done}"
+        lines["resuming"] = f"from {run.checkpoint.path}, after step {run.info.upto}{what_is_left(run, run.checkpoint)}"
     lines["folder"] = run.folder.name
     width = max(map(len, lines))
     console.print(f"[bold]{escape(run.info.label)}[/bold]  {escape(recipe.summary)}", highlight=False)

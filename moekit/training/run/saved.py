@@ -41,6 +41,11 @@ RESUMED: Mapping[str, Any] = {
 }  # fmt: skip
 """What a checkpoint also holds from which a run is resumed."""
 
+MAYBE: Mapping[str, Any] = {
+    "skipped_in_a_row": int, "stopped_after": int, "unvalidated": bool, "metrics": {ANY: float},
+}  # fmt: skip
+"""What a checkpoint may also hold under ``moekit``, or null there."""
+
 CALLBACKS: Mapping[str, Any] = {"SaveCheckpoints": {"best": float, "best_step": object}}
 """The state of callbacks, by their names."""
 
@@ -132,6 +137,7 @@ def _check_type(path: Path, value: Any, kind: type, at: str) -> None:
             int: "an integer",
             str: "text",
             list: "a list",
+            bool: "true or false",
         }
         found = type(value).__name__ if isinstance(value, Mapping | list | Handle) else f"{value!r:.40}"
         raise CheckpointError(
@@ -153,6 +159,9 @@ def check_resumable(checkpoint: Checkpoint) -> None:
         CheckpointError: naming the first value that is missing or of another form.
     """
     check_form(checkpoint.path, checkpoint.plain, RESUMED)
+    for key, form in MAYBE.items():
+        if (value := checkpoint.plain["moekit"].get(key)) is not None:
+            check_form(checkpoint.path, value, form, f"moekit.{key}")
     for name, state in checkpoint.plain["callbacks"].items():
         for callback, form in CALLBACKS.items():
             if callback in name:

@@ -96,12 +96,16 @@ class RoutingRecorder(Callback):
         self._recorded = state_dict["step"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Removes the files of later steps, which a resumed run trains again; reports what those before lack."""
+        """Removes the files of later steps, which a resumed run trains again; reports what those before lack.
+
+        A second file of the same step is of a validation that a resumed run made up for, and will again.
+        """
         self._steps_before, self._skips_before = trainer.global_step, pl_module.skips.count
         if not trainer.is_global_zero:
             return
         for path in table_files(self._folder()):
-            if (match := FILE.fullmatch(path.name)) and int(match[1]) > trainer.global_step:
+            match = FILE.fullmatch(path.name)
+            if match and (int(match[1]), match[2] is not None) > (trainer.global_step, False):
                 discard(path)
         damages: list[str] = []
         found = read_tables(self._folder(), damaged=lambda error: damages.append(str(error).splitlines()[0]))

@@ -88,12 +88,12 @@ def test_the_chosen_checkpoint_is_not_removed(
     monkeypatch.chdir(tmp_path)
     start = Path("checkpoints" if relative else folder) / step_name(4)
     fit(recipe, tmp_path, 8, start=start, checkpoints={"keep": 9}, trainer={"limit_val_batches": 0})
-    assert list(steps_in(folder)) == [2, 4, 8] and last_of(folder) == folder / step_name(8)
+    assert list(steps_in(folder)) == [2, 4, 6, 8] and last_of(folder) == folder / step_name(8)
 
 
-def test_a_run_without_validation_saves_its_end(recipe: Make, tmp_path: Path) -> None:
+def test_a_run_without_validation_saves_as_often_and_its_end(recipe: Make, tmp_path: Path) -> None:
     fit(recipe, tmp_path, 3, trainer={"limit_val_batches": 0})
-    assert list(steps_in(tmp_path / "checkpoints")) == [3] and not (tmp_path / "checkpoints" / "best").exists()
+    assert list(steps_in(tmp_path / "checkpoints")) == [2, 3] and not (tmp_path / "checkpoints" / "best").exists()
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import lightning as L
@@ -130,6 +131,7 @@ class Ranks:
     """
 
     should_stop = False
+    fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace())
 
     def __init__(self, patch: pytest.MonkeyPatch, other: int, meanwhile: Callable[[], object] = bool) -> None:
         self.other, self.meanwhile = other, meanwhile
