@@ -26,6 +26,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -73,6 +74,13 @@ from moekit.training.step import (
 
 IN_PROGRESS_BARS = {"train/loss", "train/max_violation", "val/loss"}
 """Metrics that Lightning's own progress bars show, of the ten that are logged."""
+
+TRAINED, AVERAGES = "trained_weights", "averages"
+"""Keys of a checkpoint for a callback that saves other weights as the model's, in ``state_dict``: under the first it
+saves the trained ones, by all their names there. A resumed run loads these, and finds the others under the second."""
+
+TRAINED_IN_LIGHTNING = "current_model_state"
+"""The key for the same of Lightning's ``WeightAveraging``, which restores them itself."""
 
 
 class TrainingClock:
@@ -583,11 +591,22 @@ class LitMoE(L.LightningModule):
         self.stopped_after = self._restored.get("stopped_after") if self._restored and then == now else None
         self._start = self._start if self._restored is None else None
         if self._restored is not None and trainer_of(self) is not None:
+            if self.trainer.state.fn == TrainerFn.FITTING:
+                self._continue_from_trained(checkpoint)
             recount(checkpoint, self.trainer.accumulate_grad_batches)
             if len(checkpoint["lr_schedulers"]) != (self.recipe.schedule is not None):  # added or removed on resume
                 checkpoint["lr_schedulers"] = [{"step": checkpoint["global_step"]}] * (self.recipe.schedule is not None)
         if self._restored is not None and self.data is not None:
             self.data.load_state(self._restored["data"])
+
+    def _continue_from_trained(self, checkpoint: dict[str, Any]) -> None:
+        """Gives ``state_dict`` the trained weights, whether or not the run still has the callback that averaged them."""
+        saved, trained = checkpoint["state_dict"], checkpoint.get(TRAINED, {})
+        checkpoint[AVERAGES] = {name: saved[name] for name in trained}
+        checkpoint["state_dict"] = {**saved, **trained}
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        if TRAINED_IN_LIGHTNING in checkpoint and not any(isinstance(each, WeightAveraging) for each in callbacks):
+            checkpoint["state_dict"] = checkpoint[TRAINED_IN_LIGHTNING]
 
     def on_train_start(self) -> None:
         """Loads the weights to start from, if any, and starts the clock. Makes up for a validation that was cut."""

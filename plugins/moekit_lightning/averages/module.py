@@ -13,9 +13,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from moekit.training.module import AVERAGES, TRAINED
+from moekit.training.step import log_on_rank_zero
 from moekit_lightning.averages import EMA, SWA
-
-TRAINED = "trained_weights"  # a key of the checkpoint
 
 
 class WeightAverage(Callback):
@@ -42,15 +42,19 @@ class WeightAverage(Callback):
         self._trained: dict[str, Tensor] = {}  # the trained weights, while the module has the averages
 
     def state_dict(self) -> dict[str, Any]:
-        """Two counters. The averages are in the checkpoint's ``state_dict``."""
-        return {"count": self.count, "step": self.step}
+        """The kind of average, and two counters. The averages are in the checkpoint's ``state_dict``."""
+        return {"kind": self.kind, "count": self.count, "step": self.step}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores both."""
-        self.count, self.step = int(state_dict["count"]), int(state_dict["step"])
+    @property
+    def kind(self) -> str:
+        """``ema`` or ``swa``. Both have one key in checkpoints, so that a run cannot have both."""
+        return "swa" if self.decay is None else "ema"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Moves restored averages to the device."""
+        """Moves restored averages to the device; drops them if this run, which may be longer, begins them later."""
+        if self.averages and trainer.global_step <= self.start * trainer.max_steps:
+            log_on_rank_zero(f"the average in the checkpoint is dropped: {self.kind} begins later in this run")
+            self.averages, self.count = {}, 0
         parameters = trained_parameters(pl_module)
         self.averages = {name: average.to(parameters[name].device) for name, average in self.averages.items()}
 
@@ -96,17 +100,22 @@ class WeightAverage(Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Puts the averages in the place of the trained weights, which go to another key."""
         weights = checkpoint["state_dict"]
-        trained = {name: self._trained.get(name, weights[name]) for name in self.averages}
-        if trained:
-            checkpoint[TRAINED] = trained
-            tied = {alias: self.averages[name] for alias, name in aliases(pl_module) if name in self.averages}
-            checkpoint["state_dict"] = {**weights, **self.averages, **tied}
+        tied = {alias: name for alias, name in aliases(pl_module) if name in self.averages}
+        names = {**{name: name for name in self.averages}, **tied}
+        if names:
+            checkpoint[TRAINED] = {name: self._trained.get(first, weights[name]) for name, first in names.items()}
+            checkpoint["state_dict"] = {**weights, **{name: self.averages[first] for name, first in names.items()}}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Takes the averages from ``state_dict`` and gives the module the trained weights."""
-        trained = checkpoint.get(TRAINED, {})
-        self.averages = {name: checkpoint["state_dict"][name].clone() for name in trained}
-        self._put(pl_module, trained)
+        """Takes the averages and the counters, unless they are of another kind; the module has the trained weights."""
+        averages, state = checkpoint.get(AVERAGES), checkpoint["callbacks"].get(self.state_key)
+        if not averages or state is None:
+            return
+        if state.get("kind") != self.kind:
+            log_on_rank_zero(f"the average in the checkpoint is dropped: it is not of {self.kind}, which begins anew")
+            return
+        self.count, self.step = int(state["count"]), int(state["step"])
+        self.averages = {name: averages[name].clone() for name in trained_parameters(pl_module)}
 
     @torch.no_grad()
     def _put(self, module: L.LightningModule, values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ from moekit.spec.kinds import DispatcherSpec, ExpertParallelSpec, MoE
 from moekit.spec.recipe import Recipe
 from moekit.spec.replacing import find_all, replace_all
 from moekit.training.build import build_seeded
+from moekit.training.module import TRAINED, TRAINED_IN_LIGHTNING
 from moekit_lightning.sharded import SCALE_FREE, Sharded
 from moekit_lightning.sharded.deferred_init import DeferredInit, defer_init
 from moekit_lightning.sharded.fsdp import shard
@@ -180,7 +181,8 @@ class ShardedStrategy(ModelParallelStrategy):
                 f"{type(self.checkpoint_io).__name__} cannot read slices of tensors from a checkpoint\n"
                 "  expected Trainer(plugins=[moekit.training.AtomicCheckpointIO()])"
             )
-        return self.checkpoint_io.load_handles(checkpoint_path, ("state_dict", "optimizer_states"))
+        sharded = ("state_dict", TRAINED, TRAINED_IN_LIGHTNING, "optimizer_states")
+        return self.checkpoint_io.load_handles(checkpoint_path, sharded)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Loads this rank's shards of the model.

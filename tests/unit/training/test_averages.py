@@ -14,12 +14,12 @@ from torch import nn
 
 from moekit import SpecError, load
 from moekit.checkpoints.reading import open_checkpoint
-from moekit.training.module import LitMoE
+from moekit.training.module import TRAINED, LitMoE
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.parts import build_parts, check_callbacks
 from moekit.training.run.train import train
 from moekit_lightning.averages import EMA, SWA
-from moekit_lightning.averages.module import TRAINED, WeightAverage, aliases, ema, swa
+from moekit_lightning.averages.module import WeightAverage, aliases, ema, swa
 
 Make = Callable[..., dict[str, Any]]
 
@@ -100,3 +100,67 @@ def test_a_resumed_run_equals_an_uninterrupted_one(node: dict[str, Any], recipe:
     state = LitMoE.load_from_checkpoint(through.checkpoint()).state_dict()
     for name, value in module.state_dict().items():
         torch.testing.assert_close(state[name], value, rtol=0, atol=0)
+
+
+EMA_NODE: dict[str, Any] = {"use": "ema", "decay": 0.5}
+SWA_NODE: dict[str, Any] = {"use": "swa", "start": 0.0}
+LIGHTNINGS: dict[str, Any] = {"class": "lightning.pytorch.callbacks.EMAWeightAveraging", "decay": 0.5}
+
+
+@pytest.fixture
+def train_on(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunFolder]:
+    """Trains up to a step, from the start or from a run's last checkpoint, with one callback or none."""
+    monkeypatch.setattr("moekit_lightning.plots.draw_plots", lambda *_: [])
+
+    def go(steps: int, node: dict[str, Any] | None, first: RunFolder | None = None, **model: Any) -> RunFolder:
+        trainer = {"accelerator": "cpu", "val_check_interval": 2, "enable_progress_bar": False, "max_steps": steps}
+        tree = recipe(schedule=None, trainer={**trainer, "callbacks": {} if node is None else {"mean": node}})
+        tree["model"] = {**tree["model"], **model}
+        root = tmp_path / f"{steps} {node} {first is None}"
+        outcome = train(load(tree), root=root, resume=first, console=Console(quiet=True))
+        assert outcome is not None
+        return RunFolder(outcome.folder)
+
+    return go
+
+
+def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    torch.testing.assert_close(found, {name: expected[name] for name in found}, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("quiet_lightning")
+@pytest.mark.parametrize(("node", "tied"), [(EMA_NODE, False), (SWA_NODE, True), (LIGHTNINGS, False)])
+def test_without_the_callback_a_resumed_run_continues_from_the_trained_weights(
+    node: dict[str, Any], tied: bool, train_on: Callable[..., RunFolder]
+) -> None:
+    """As if there had never been an average, which itself changes no training."""
+    plain = whole(train_on(4, None, tied=tied))["state_dict"]
+    resumed = whole(train_on(4, None, train_on(2, node, tied=tied), tied=tied))
+    assert TRAINED not in resumed
+    assert_equal(resumed["state_dict"], plain)
+
+
+@pytest.mark.usefixtures("quiet_lightning")
+@pytest.mark.parametrize(("before", "after"), [(EMA_NODE, SWA_NODE), (SWA_NODE, EMA_NODE), (LIGHTNINGS, SWA_NODE)])
+def test_an_average_of_another_kind_is_dropped_and_the_trained_weights_are_kept(
+    before: dict[str, Any], after: dict[str, Any], train_on: Callable[..., RunFolder], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The new average has one update: it is the trained weights of that step."""
+    plain = whole(train_on(3, None))["state_dict"]
+    resumed = whole(train_on(3, after, train_on(2, before)))
+    assert resumed["callbacks"]["WeightAverage"] == {"kind": after["use"], "count": 1, "step": 3}
+    assert_equal(resumed[TRAINED], plain)
+    assert_equal(resumed["state_dict"], plain)
+    assert ("the average in the checkpoint is dropped" in caplog.text) == ("use" in before)
+
+
+@pytest.mark.usefixtures("quiet_lightning")
+def test_swa_begins_anew_in_a_longer_run(train_on: Callable[..., RunFolder], caplog: pytest.LogCaptureFixture) -> None:
+    """At half of 4 steps, then at half of 8: step 4 is not yet in it."""
+    node = {"use": "swa", "start": 0.5}
+    first = train_on(4, node)
+    assert whole(first)["callbacks"]["WeightAverage"]["count"] == 2
+    resumed = train_on(8, node, first)
+    assert whole(resumed)["callbacks"]["WeightAverage"] == {"kind": "swa", "count": 4, "step": 8}
+    saved = open_checkpoint(resumed.checkpoints / "step-00000006").whole()
+    assert saved["callbacks"]["WeightAverage"]["count"] == 2 and "swa begins later in this run" in caplog.text
