@@ -516,7 +516,8 @@ class LitMoE(L.LightningModule):
             self._check_stop("val/", values, self.trainer.global_step)
             if self.stopped_after is not None:
                 self.trainer.should_stop = True
-        self.each_logger(lambda logger: logger.save())
+        if not self.trainer.sanity_checking:
+            self.each_logger(lambda logger: logger.save())
 
     def on_train_epoch_end(self) -> None:
         """Has loggers write their files, before the run's last checkpoint is saved."""
@@ -600,7 +601,7 @@ class LitMoE(L.LightningModule):
             self.data.load_state(self._restored["data"])
 
     def _continue_from_trained(self, checkpoint: dict[str, Any]) -> None:
-        """Gives ``state_dict`` the trained weights, whether or not the run still has the callback that averaged them."""
+        """Gives ``state_dict`` the trained weights, whether or not the run still has the callback that averages."""
         saved, trained = checkpoint["state_dict"], checkpoint.get(TRAINED, {})
         checkpoint[AVERAGES] = {name: saved[name] for name in trained}
         checkpoint["state_dict"] = {**saved, **trained}

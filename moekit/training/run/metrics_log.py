@@ -102,29 +102,34 @@ class RunLog(FileLogger):
     Attributes:
         rows: by step.
         damage: what could not be read of an existing file; empty if all could.
+        begun: whether training has begun; before, the file stays as it is, with the rows of later steps.
     """
 
     def __init__(self, path: Path, last_step: int = 0, writes: LogWrites | None = None) -> None:
         super().__init__(path, writes)
         rows, self.damage = salvage_metrics(path)
         self.rows: dict[int, Row] = {step: row for step, row in rows.items() if step <= last_step}
+        self.begun = False
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Adds values to a step's row."""
         assert step is not None
+        self.begun = True
         self.rows.setdefault(step, {}).update(metrics)
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes the file, if possible."""
+        """Writes the file, if possible. It is called in training."""
+        self.begun = True
         if self.rows:
             self.writes.attempt(self.path, lambda: replace_file(self.path, lambda path: write_metrics(path, self.rows)))
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Writes the file a last time; reports the log files that could not be written."""
-        self.save()
+        """Writes the file a last time, if training has begun; reports the log files that could not be written."""
+        if self.begun:
+            self.save()
         self.writes.end()
 
 

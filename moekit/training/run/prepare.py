@@ -17,9 +17,10 @@ from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from rich.console import Console
 
+from moekit.checkpoints.files import step_of
 from moekit.checkpoints.reading import Checkpoint
 from moekit.contracts import Evaluator
-from moekit.errors import Problem, SpecError
+from moekit.errors import CheckpointError, Problem, SpecError
 from moekit.parallel.strategy import ShardingStrategy
 from moekit.registry import build
 from moekit.spec import to_plain
@@ -171,6 +172,20 @@ class Prepared(NamedTuple):
     checkpoint: Checkpoint | None
 
 
+def _check_steps_left(saved: Checkpoint, step: int, recipe: Recipe, folder: RunFolder) -> None:
+    """Rejects an older checkpoint from which nothing would be trained: later results would be overwritten by its own.
+
+    Raises:
+        CheckpointError: the run has trained for longer, and ``trainer.max_steps`` is reached.
+    """
+    last = -1 if folder.last is None else step_of(folder.last)
+    if step >= recipe.trainer.max_steps and last > step:
+        raise CheckpointError(
+            f"nothing is left to train: {saved.path} is at step {step}, and the run at step {last} already\n"
+            f"  expected trainer.max_steps of more than {step}, or the run, for its last checkpoint: {folder.name}"
+        )
+
+
 def prepare(
     recipe: Recipe,
     folder: RunFolder,
@@ -202,6 +217,7 @@ def prepare(
         contents = saved.plain
         check_same_model(saved.path, contents["hyper_parameters"]["spec"], to_plain(recipe, full_names=True))
         last_step = int(contents["global_step"])
+        _check_steps_left(saved, last_step, recipe, folder)
         module.on_load_checkpoint(contents)  # it restores a learnt vocabulary, which must precede reading the data
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     info = RunInfo(folder=folder.path, name=name, label=label, upto=last_step)

@@ -243,6 +243,21 @@ def check_unchanged(
         report(f"resumed with changes (--allow-changes):{found}")
 
 
+def trained_otherwise(saved: Checkpoint, recipe: Recipe) -> str:
+    """How the training of a checkpoint differs from what a recipe describes, a line for each option; empty if it fits.
+
+    Fewer steps than the recipe's are no difference: they can be added.
+    """
+    spec, now = saved.plain["hyper_parameters"]["spec"], to_plain(recipe, full_names=True)
+    lines = _changed(spec, now, "objective", "data", "optimizer", "schedule", "batch_ramp", "seed")
+    for key in ("gradient_clip_val", "gradient_clip_algorithm"):
+        was, wanted = spec["trainer"].get(key), now["trainer"][key]
+        lines += [] if was == wanted else [_change(f"trainer.{key}", was, wanted)]
+    if (step := saved.plain["global_step"]) > (steps := recipe.trainer.max_steps):
+        lines.append(f"\n  it has {step} steps, more than {steps}")
+    return "".join(lines)
+
+
 def _changed(saved: Mapping[str, Any], spec: Mapping[str, Any], *parts: str) -> list[str]:
     """What differs in some parts of two plain specs: a line for each value."""
     found = ((part, each) for part in parts for each in differences(saved.get(part), spec.get(part)))

@@ -40,6 +40,7 @@ from moekit.training.module import LitMoE
 from moekit.training.run.console import print_header, print_summary
 from moekit.training.run.folder import RUNS, RunFolder, check_run_name, check_writable
 from moekit.training.run.hooks import EndedRun, plugins_with_hooks, run_ended, unwritten
+from moekit.training.run.metrics_log import read_metrics
 from moekit.training.run.outcome import (
     Outcome,
     compare,
@@ -49,7 +50,7 @@ from moekit.training.run.outcome import (
     write_summary,
 )
 from moekit.training.run.prepare import Prepared, prepare, quiet
-from moekit.training.run.saved import read_checkpoint, verify_checkpoints
+from moekit.training.run.saved import read_checkpoint, trained_otherwise, verify_checkpoints
 from moekit.training.run.start import with_checkpoint_path
 
 
@@ -136,7 +137,8 @@ def train(
 def _train_baselines(run: Prepared, allow_changes: bool, console: Console) -> Iterator[Prepared]:
     """Trains dense models of as much work as the mixture did: on its tokens, then for as long as it trained.
 
-    One that was begun before keeps its width, also if the mixture has trained on since.
+    One that was begun before keeps its width, also if the mixture has trained on since. One that was trained for longer
+    or with other options, as when the mixture went back to an older checkpoint, is not compared with.
     """
     recipe, folders = run.module.recipe, (run.folder.dense, run.folder.dense_as_long)
     computed = json.loads(decide_on_rank_zero("experts_per_token", lambda: json.dumps(experts_per_token(run.log.rows))))
@@ -145,8 +147,13 @@ def _train_baselines(run: Prepared, allow_changes: bool, console: Console) -> It
     if folders[0].last is not None:
         dense = replace(dense, model=load(folders[0].spec).model)
 
-    def trained(what: Recipe, folder: RunFolder, label: str) -> Prepared:
+    def trained(what: Recipe, folder: RunFolder, label: str) -> Prepared | None:
         saved = None if folder.last is None else read_checkpoint(folder.last)
+        if saved is not None and (why := trained_otherwise(saved, what)):
+            text = f"\nno comparison with {folder.name}, which was trained otherwise:{why}"
+            advice = "to compare, remove that folder and resume the run"
+            console.print(f"{text}\n  {advice}", highlight=False, markup=False, soft_wrap=True)
+            return None
         baseline = prepare(
             what, folder, console, name=run.info.name, label=label, saved=saved, allow_changes=allow_changes
         )
@@ -154,12 +161,15 @@ def _train_baselines(run: Prepared, allow_changes: bool, console: Console) -> It
         return baseline
 
     console.print("\nnow a dense model of as many multiply-adds a token, on the same batches", highlight=False)
-    yield (baseline := trained(dense, folders[0], "dense"))
+    if (baseline := trained(dense, folders[0], "dense")) is None:
+        return
+    yield baseline
     steps = int(decide_on_rank_zero("dense_steps", lambda: str(steps_in_same_time(run.log.rows, baseline.log.rows))))
     if steps:
         console.print(f"\nnow the same for as long as the mixture trained: {steps:,} steps", highlight=False)
         longer = replace(dense, trainer=replace(dense.trainer, max_steps=steps))
-        yield trained(longer, folders[1], "dense, as long")
+        if (as_long := trained(longer, folders[1], "dense, as long")) is not None:
+            yield as_long
 
 
 def _fit_or_report(run: Prepared, console: Console) -> None:
@@ -174,9 +184,8 @@ def _fit_or_report(run: Prepared, console: Console) -> None:
 
 def _ended(run: Prepared, console: Console, failure: BaseException | None) -> tuple[dict[str, str], list[Path]]:
     """The rows for the report, and the files, of plugins (``moekit_run_ended``)."""
-    ended = EndedRun(
-        **vars(run.info), module=run.module, step=run.trainer.global_step, rows=run.log.rows, failure=failure
-    )
+    rows = run.log.rows if run.log.begun else read_metrics(run.folder.metrics)  # a failed resume changes no picture
+    ended = EndedRun(**vars(run.info), module=run.module, step=run.trainer.global_step, rows=rows, failure=failure)
     return run_ended(ended, partial(console.print, highlight=False, markup=False, soft_wrap=True))
 
 

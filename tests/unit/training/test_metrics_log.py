@@ -26,6 +26,20 @@ def test_a_resumed_log_drops_later_rows_and_appends(tmp_path: Path) -> None:
     assert points_of(rows, "val/loss", x="train/loss") == ([0.4], [0.25])
 
 
+def test_a_log_stays_as_it_is_until_training_has_begun(tmp_path: Path) -> None:
+    """A resume from an older checkpoint that fails erases no rows; one that trains does, also without new rows."""
+    log = RunLog(tmp_path / "metrics.csv")
+    for step in (2, 4):
+        log.log_metrics({"a": step / 10}, step)
+    log.save()
+    before = log.path.read_bytes()
+    again = RunLog(tmp_path / "metrics.csv", last_step=2)
+    again.finalize("failed")
+    assert log.path.read_bytes() == before
+    again.save()
+    assert list(read_metrics(log.path)) == [2]
+
+
 GOOD = b"step,a,b\n1,0.5,\n2,0.25,7\n"
 
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 from moekit import CheckpointError, load
@@ -31,6 +32,7 @@ from moekit.tables import read_tables, table_files
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO
 from moekit.training.run.folder import LOCK, RunFolder
 from moekit.training.run.metrics_log import read_metrics
+from moekit.training.run.outcome import read_summary
 from moekit.training.run.saved import check_same_model, differences, read_checkpoint, recount, verify_checkpoints
 from moekit.training.run.train import train
 from moekit_lightning.sharded import Sharded
@@ -301,6 +303,59 @@ def test_a_schedule_added_or_removed_on_resume_sets_the_rates(
     run.resume(f"schedule={other}", "trainer.log_every_n_steps=1")
     rates = [read_metrics(run.folder.metrics)[step]["lr"] for step in (3, 4)]
     assert rates == ([0.01, 0.01] if before else pytest.approx([0.0075, 0.01]))
+
+
+# ---- going back to an older checkpoint -------------------------------------------------------------------------------
+
+
+class Fails(Callback):
+    """Fails before training begins."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        raise RuntimeError("a mistake of the callback")
+
+
+def contents(folder: RunFolder) -> dict[str, bytes]:
+    """Every file of a run, but for TensorBoard's and the lock."""
+    files = [path for path in folder.path.rglob("*") if path.is_file() and path.name != LOCK]
+    return {path.relative_to(folder.path).as_posix(): path.read_bytes() for path in files}
+
+
+def test_a_resume_from_an_older_checkpoint_that_trains_nothing_changes_nothing(run: Run) -> None:
+    run.resume("checkpoints.keep=9")
+    before = contents(run.folder)
+    run.folder.chosen = run.folder.checkpoints / step_name(2)
+    with pytest.raises(
+        CheckpointError, match=r"nothing is left to train: .* is at step 2, and the run at step 4 already"
+    ):
+        run.resume("trainer.max_steps=2")
+    with pytest.raises(CheckpointError, match="a mistake of the callback"):
+        run.resume(callbacks=[Fails()])
+    assert contents(run.folder) == before and list(read_metrics(run.folder.metrics)) == [1, 2, 3, 4]
+    run.resume("trainer.max_steps=3")
+    assert list(read_metrics(run.folder.metrics)) == [1, 2, 3]
+
+
+def test_a_dense_baseline_that_was_trained_otherwise_is_not_compared_with(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had more steps than the mixture that went back, or another learning rate."""
+    monkeypatch.setattr("moekit_lightning.plots.draw_plots", lambda *_: [])
+    monkeypatch.setattr("moekit.training.run.train.steps_in_same_time", lambda *_: 0)
+    run = Run(tmp_path, recipe, compare={})
+    assert "no comparison" not in run.resume("checkpoints.keep=9") and read_summary(run.folder.summary)["comparison"]
+    dense = contents(run.folder.dense)
+    run.folder.chosen = run.folder.checkpoints / step_name(2)
+    said = run.resume("trainer.max_steps=3")
+    assert (
+        f"no comparison with {run.folder.dense.name}, which was trained otherwise:\n  it has 4 steps, more than 3\n"
+        in said
+    )
+    run.folder.chosen = None
+    assert "\n  optimizer.lr: 0.01 in the checkpoint, 0.02 now\n  to compare, " in run.resume("optimizer.lr=0.02")
+    assert read_summary(run.folder.summary)["comparison"] is None and contents(run.folder.dense) == dense
+    shutil.rmtree(run.folder.dense.path)
+    assert "no comparison" not in run.resume() and read_summary(run.folder.summary)["comparison"]
 
 
 # ---- logs ------------------------------------------------------------------------------------------------------------
