@@ -44,22 +44,25 @@ class SaveCheckpoints(CheckpointCallback):
         self.report = report
         self.best = math.inf
         self.best_step = -1
+        self.losses: dict[int, float] = {}  # by step, of the checkpoints that may be kept
         self._saved = -1  # the last step that was saved
         self._failed: SaveError | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The lowest loss so far, and its step."""
-        return {"best": self.best, "best_step": self.best_step}
+        """The lowest loss so far, and its step; the losses of the checkpoints that are kept."""
+        return {"best": self.best, "best_step": self.best_step, "losses": self.losses}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores both."""
+        """Restores them."""
         self.best, self.best_step = float(state_dict["best"]), int(state_dict["best_step"])
+        self.losses = {int(step): float(loss) for step, loss in state_dict.get("losses", {}).items()}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Removes what a killed process left behind; makes the pointers name the checkpoint that the run resumes.
 
         They do not name it if the process was killed between writing the two, or if an older checkpoint was chosen.
-        Then those of later steps stay until the next save is complete.
+        Then those of later steps stay until the next save is complete. If the best so far was removed for a later one,
+        the best of those that are left takes its place.
         """
         start = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
         if trainer.is_global_zero:
@@ -67,7 +70,13 @@ class SaveCheckpoints(CheckpointCallback):
         if start is None or start.resolve().parent != self.folder.resolve():
             return
         self._saved = trainer.global_step
+        there = {step: loss for step, loss in self.losses.items() if (self.folder / step_name(step)).is_dir()}
+        if not (self.folder / step_name(self.best_step)).is_dir():
+            self.best_step = min(there, key=there.__getitem__, default=-1)
+            self.best = there.get(self.best_step, math.inf)
         if trainer.is_global_zero:
+            if self.best_step < 0:
+                remove(self.folder / "best")
             for name, step in (("last", step_of(start)), ("best", self.best_step)):
                 path = self.folder / step_name(step)
                 if path.is_dir() and path != target_of(self.folder, name):
@@ -80,9 +89,13 @@ class SaveCheckpoints(CheckpointCallback):
         """
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        step, loss = trainer.global_step, trainer.callback_metrics.get(MONITOR)
-        if is_best := loss is not None and float(loss) < self.best:
-            self.best, self.best_step = float(loss), step
+        step, loss = trainer.global_step, float(trainer.callback_metrics.get(MONITOR, math.inf))
+        if is_best := loss < self.best:
+            self.best, self.best_step = loss, step
+        if math.isfinite(loss):
+            self.losses[step] = loss
+        kept = {self.best_step, *sorted(self.losses)[-self.keep :]}
+        self.losses = {each: loss for each, loss in self.losses.items() if each in kept}
         if step != self._saved:
             self._save(trainer, is_best)
         elif is_best and trainer.is_global_zero:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,7 +60,9 @@ def test_the_newest_are_kept_and_the_one_with_the_lowest_loss(recipe: Make, tmp_
     assert (last_of(folder), target_of(folder, "best")) == (folder / step_name(8), folder / step_name(best))
     saved = open_checkpoint(folder / "last").plain
     (state,) = (s for name, s in saved["callbacks"].items() if "SaveCheckpoints" in name)
-    assert state == {"best": callback(trainer).best, "best_step": best}
+    losses = state.pop("losses")
+    assert state == {"best": callback(trainer).best, "best_step": best} and losses[best] == state["best"]
+    assert set(losses) == {6, 8, best}
 
 
 def test_best_counts_the_losses_before_a_run_was_resumed(
@@ -169,6 +172,40 @@ class Killed(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step == self.step:
             raise ConnectionAbortedError("killed")
+
+
+@pytest.mark.parametrize(
+    ("losses", "back", "best", "found", "then"),
+    [
+        ([3.0, 4.0, 3.5, 2.0, 1.0], 6, 6, 3.5, 8),  # the best of the first three was removed for that of step 8
+        ([3.0, 4.0, 5.0, 4.5, 2.0], 8, 2, 3.0, 2),  # it is still there
+        ([math.inf, 4.0, 3.0, 2.0, 1.0], 2, -1, math.inf, 4),  # there was none
+    ],
+)
+def test_best_is_chosen_anew_after_going_back(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    losses: list[float], back: int, best: int, found: float, then: int,
+) -> None:  # fmt: skip
+    """It never names a step of the abandoned branch, and a loss is the best that is lower than that of a checkpoint."""
+    values = iter(losses)
+    monkeypatch.setattr(Validation, "take", lambda _: {"val/loss": next(values)})
+    folder = tmp_path / "checkpoints"
+    fit(recipe, tmp_path, 10, checkpoints={"keep": 3 if best == 6 else 5})
+    assert target_of(folder, "best") == folder / step_name(10)
+    seen: list[Any] = []
+
+    class Look(Killed):
+        def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+            seen[:] = [callback(trainer).best_step, callback(trainer).best, target_of(folder, "best")]
+            super().on_train_batch_start(trainer, *args)
+
+    with pytest.raises(ConnectionAbortedError):
+        fit(recipe, tmp_path, 10, folder / step_name(back), [Look(back)])
+    assert seen == [best, found, folder / step_name(best) if best > 0 else None]
+    assert steps_in(folder).keys() >= {back, 10} and last_of(folder) == folder / step_name(back)
+    monkeypatch.setattr(Validation, "take", lambda _: {"val/loss": 3.2})
+    fit(recipe, tmp_path, back + 2, folder / step_name(back))
+    assert target_of(folder, "best") == folder / step_name(then)
 
 
 def test_going_back_deletes_no_checkpoint_before_a_newer_save(recipe: Make, tmp_path: Path) -> None:
