@@ -195,16 +195,16 @@ def verify_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
 
 
 def check_same_model(path: Path, saved: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
-    """Rejects a checkpoint of another model or optimizer, by the plain specs in the checkpoint and of the resumed run.
+    """Rejects a checkpoint of another model, optimizer or start, by the plain specs in it and of the resumed run.
+
+    The weights to start from are not loaded again, so that a change of ``start`` would have no effect.
 
     Raises:
         CheckpointError: naming the first keys that differ.
     """
-    lines = _changed(saved, spec, "model", "objective")
-    # The first two determine the optimizer's state; the weights to start from are not loaded again.
-    for part, key in (("optimizer", "use"), ("start", "train"), ("start", "freeze"), ("start", "run")):
-        was, now = ((tree.get(part) or {}).get(key) for tree in (saved, spec))
-        lines += [] if was == now else [_change(f"{part}.{key}", was, now)]
+    lines = _changed(saved, spec, "model", "objective", "start")
+    was, now = ((tree.get("optimizer") or {}).get("use") for tree in (saved, spec))
+    lines += [] if was == now else [_change("optimizer.use", was, now)]
     if lines:
         raise CheckpointError(
             f"{path} cannot be resumed, for this has changed:{''.join(lines[:5])}\n"

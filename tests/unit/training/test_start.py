@@ -228,6 +228,9 @@ def test_resuming_with_other_trained_parameters_is_rejected(recipe: Make, traine
         check_same_model(trained, saved, to_plain(load(started(recipe, trained, "experts"))))
     with pytest.raises(CheckpointError, match=r"start\.run: '.*' in the checkpoint, 'another' now"):
         check_same_model(trained, saved, to_plain(load(started(recipe, Path("another"), "others"))))
+    for option, now in (("fresh", ["router"]), ("convert", {"use": "upcycle"})):
+        with pytest.raises(CheckpointError, match=rf"start\.{option}: .* in the checkpoint, .* now"):
+            check_same_model(trained, saved, {**saved, "start": {**saved["start"], option: now}})
     check_same_model(trained, saved, saved)
 
 
