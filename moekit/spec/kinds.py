@@ -186,6 +186,7 @@ class DataSpec(Spec):
 
     kind: ClassVar[str] = "data"
     yields: ClassVar[str] = "tokens"  # values of ModelSpec.takes
+    token_options: ClassVar[tuple[str, ...]] = ("tokenizer",)  # what decides the tokens, which trained weights keep
 
     def marks_documents(self) -> bool:
         """Whether batches have ``Batch.document``, which the model must then read. Override it."""

@@ -277,7 +277,7 @@ class LitMoE(L.LightningModule):
             raise DataError("the recipe names no data: add a 'data:' node, or give Trainer.fit a datamodule")
         if not self._data_ready:
             if self._start is not None:
-                load_vocabulary(self.data, self._start)  # first: the data then learns none of its own
+                load_vocabulary(self.data, self.recipe.data, self._start)  # first: the data then learns none of its own
             if self.is_built:
                 self.load_start()  # before data is read, so that a misfit fails early
             with torch.inference_mode(False):  # ``Trainer.validate`` may come first, and training needs these tensors

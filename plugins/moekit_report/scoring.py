@@ -156,6 +156,6 @@ def data_of(run: Run, overrides: Sequence[str] = ()) -> tuple[Data, Recipe]:
     if data is None or overrides:
         data = build(recipe.data)
         assert recipe.start is not None
-        load_vocabulary(data, recipe.start)
+        load_vocabulary(data, recipe.data, recipe.start)
     data.prepare()
     return data, recipe

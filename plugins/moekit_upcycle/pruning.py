@@ -107,7 +107,7 @@ def opened(checkpoint: Path, overrides: Sequence[str]) -> tuple[Recipe, list[Bat
         changed = load([recipe, weights], overrides)
         assert changed.start is not None
         data = build(changed.data)
-        load_vocabulary(data, changed.start)
+        load_vocabulary(data, changed.data, changed.start)
     data.prepare()
     return recipe, list(data.validation_batches()), module.model.eval(), module.objective
 

@@ -34,7 +34,7 @@ from moekit.training.run.folder import RunFolder
 from moekit.training.run.hooks import RunInfo, run_starting
 from moekit.training.run.metrics_log import LogWrites, RunLog, lost_rows
 from moekit.training.run.parts import build_parts, check_callbacks, check_parts, left_states
-from moekit.training.run.saved import check_resumable, check_same_model, check_unchanged
+from moekit.training.run.saved import check_resumable, check_same_model, check_same_tokens, check_unchanged
 
 VALIDATIONS = 10
 VALIDATIONS_TO_STOP = 50  # with ``stop``, ``max_steps`` is an upper limit that is seldom reached
@@ -215,7 +215,9 @@ def prepare(
     if saved is not None:
         check_resumable(saved)
         contents = saved.plain
-        check_same_model(saved.path, contents["hyper_parameters"]["spec"], to_plain(recipe, full_names=True))
+        spec = contents["hyper_parameters"]["spec"]
+        check_same_model(saved.path, spec, to_plain(recipe, full_names=True))
+        check_same_tokens(saved.path, spec, recipe.data)
         last_step = int(contents["global_step"])
         _check_steps_left(saved, last_step, recipe, folder)
         module.on_load_checkpoint(contents)  # it restores a learnt vocabulary, which must precede reading the data

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from moekit.errors import CheckpointError
 from moekit.files import open_regular
 from moekit.parallel.launch import RANK_ZERO_TIMEOUT, decide_on_rank_zero
 from moekit.spec import to_plain
+from moekit.spec.fields import defaults_of
+from moekit.spec.kinds import DataSpec
 from moekit.spec.recipe import Recipe
 
 ANY = "*"
@@ -210,6 +213,40 @@ def check_same_model(path: Path, saved: Mapping[str, Any], spec: Mapping[str, An
             f"{path} cannot be resumed, for this has changed:{''.join(lines[:5])}\n"
             f"  train a new run from its weights instead: start.run={path}"
         )
+
+
+def check_same_tokens(path: Path, saved: Mapping[str, Any], data: DataSpec | None, *, stated: bool = False) -> None:
+    """Rejects data of other tokens than those of a checkpoint's weights, whose vocabulary is loaded and never learnt.
+
+    Args:
+        path, saved: of the checkpoint, and the plain spec in it.
+        data: of the run that takes its weights.
+        stated: only options other than their defaults count, or a tokenizer of another kind.
+
+    Raises:
+        CheckpointError: naming the options that differ, and what they were.
+    """
+    if data is None:
+        return
+    now, lines, expected = to_plain(data, full_names=True), list[str](), ""
+    for name in data.token_options:
+        for (_, old), (at, new) in zip(_held(saved.get("data"), name, "data"), _held(now, name, "data"), strict=False):
+            same_kind = not (isinstance(old, Mapping) and isinstance(new, Mapping)) or old.get("use") == new.get("use")
+            default = getattr(data, name, MISSING) == defaults_of(type(data)).get(name)
+            if old != new and not (stated and default and same_kind):
+                lines += [_change(*each) for each in differences(old, new, at)]
+                expected += f"\n  expected {at}='{json.dumps(old)}'"
+    if lines:
+        raise CheckpointError(f"{path}: its weights belong to other tokens:{''.join(lines)}{expected}")
+
+
+def _held(tree: Any, name: str, at: str) -> list[tuple[str, Any]]:
+    """The values of a name in a plain tree, the outermost, each with its path."""
+    if not isinstance(tree, Mapping):
+        return []
+    if name in tree:
+        return [(f"{at}.{name}", tree[name])]
+    return [found for key, value in tree.items() for found in _held(value, name, f"{at}.{key}")]
 
 
 def check_unchanged(

@@ -6,7 +6,6 @@ good as training everything; training only experts and routers fails.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +13,16 @@ from pathlib import Path
 from torch import nn
 
 from moekit.contracts import Data, Model, Weight
-from moekit.errors import CheckpointError, DataError, Problem, SpecError
+from moekit.errors import CheckpointError, Problem, SpecError
 from moekit.parallel.launch import decide_on_rank_zero
 from moekit.params import count_parameters
 from moekit.registry import build
 from moekit.shards import fill_shards, state_dict_shards
-from moekit.spec.kinds import ModelSpec
+from moekit.spec.kinds import DataSpec, ModelSpec
 from moekit.spec.recipe import Recipe, Start
 from moekit.training.optim import first_few
 from moekit.training.run.folder import RUNS, checkpoint_of
-from moekit.training.run.saved import read_checkpoint
+from moekit.training.run.saved import check_same_tokens, read_checkpoint
 
 PREFIX = "model."  # of the model's tensors in a checkpoint of ``LitMoE``
 
@@ -49,21 +48,17 @@ def freeze(model: nn.Module, start: Start) -> None:
         raise SpecError([Problem(what=what, at="start.freeze")])
 
 
-def load_vocabulary(data: Data, start: Start) -> None:
-    """Loads the vocabulary that the weights were trained with into the data, before it is prepared.
+def load_vocabulary(data: Data, spec: DataSpec | None, start: Start) -> None:
+    """Loads the vocabulary that the weights were trained with into the data of a spec, before it is prepared.
 
     Raises:
-        CheckpointError: no such run.
-        DataError: its vocabulary is of another kind of token; the message has the tokenizer that fits.
+        CheckpointError: no such run; or the spec states other tokens; the message has what fits.
+        DataError: the vocabulary is damaged.
     """
-    saved = read_checkpoint(checkpoint_of(start.run, RUNS)).plain
-    if state := saved["moekit"].get("data"):
-        try:
-            data.load_state(state)
-        except DataError as error:
-            node = (saved["hyper_parameters"]["spec"].get("data") or {}).get("tokenizer")
-            fits = f"\n  the tokens of {start.run} are those of data.tokenizer='{json.dumps(node)}'" if node else ""
-            raise DataError(f"{error}{fits}") from error
+    saved = read_checkpoint(checkpoint_of(start.run, RUNS))
+    check_same_tokens(saved.path, saved.plain["hyper_parameters"]["spec"], spec, stated=True)
+    if state := saved.plain["moekit"].get("data"):
+        data.load_state(state)
 
 
 def load_weights(model: nn.Module, spec: ModelSpec, start: Start) -> None:

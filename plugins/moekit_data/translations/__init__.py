@@ -16,6 +16,7 @@ class Translations(DataSpec):
     """Options of translation pairs. The vocabulary holds text tokens, the end of a target, and a tag per language."""
 
     yields: ClassVar[str] = "pairs"
+    token_options: ClassVar[tuple[str, ...]] = ("tokenizer", "languages")
     path: str | None = option(
         None, "your own pairs: a .jsonl or .tsv file, or a folder of them; default: the catalogs of Django"
     )

@@ -199,7 +199,7 @@ def test_best_is_chosen_anew_after_going_back(
             seen[:] = [callback(trainer).best_step, callback(trainer).best, target_of(folder, "best")]
             super().on_train_batch_start(trainer, *args)
 
-    with pytest.raises(ConnectionAbortedError):
+    with pytest.raises(ConnectionAbortedError, match="killed"):
         fit(recipe, tmp_path, 10, folder / step_name(back), [Look(back)])
     assert seen == [best, found, folder / step_name(best) if best > 0 else None]
     assert steps_in(folder).keys() >= {back, 10} and last_of(folder) == folder / step_name(back)

@@ -289,6 +289,13 @@ def test_texts_that_have_changed_are_refused_unless_allowed(
     assert "the contents of the data are not" in run.resume(allow_changes=True)
 
 
+def test_tokens_cannot_change_on_resume_even_if_changes_are_allowed(run: Run) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"other tokens:\n  data\.tokenizer\.use: .* in the checkpoint, 'hf/tokenizer_json' now"
+    ):
+        run.resume("data.tokenizer={use: tokenizer_json, file: t.json}", allow_changes=True)
+
+
 def test_weights_to_start_from_cannot_change_on_resume(run: Run) -> None:
     with pytest.raises(CheckpointError, match=r"start: None in the checkpoint, \{'run': 'runs/x', "):
         run.resume("start={run: runs/x}")

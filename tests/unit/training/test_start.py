@@ -14,15 +14,22 @@ from torch import Tensor
 
 from moekit.checkpoints.files import write_pointer
 from moekit.checkpoints.reading import open_checkpoint
-from moekit.errors import CheckpointError, DataError, SpecError
+from moekit.errors import CheckpointError, SpecError
 from moekit.inference.generate import load_run
 from moekit.spec import load, to_plain
+from moekit.spec.kinds import DataSpec
 from moekit.spec.recipe import Start
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO
 from moekit.training.module import LitMoE
 from moekit.training.run.folder import checkpoint_of
-from moekit.training.run.saved import check_same_model
+from moekit.training.run.saved import check_same_model, check_same_tokens
 from moekit.training.run.start import describe, freeze, with_checkpoint_path
+from moekit_data.bpe import BytePairs
+from moekit_data.bytes import Bytes
+from moekit_data.labelled_text import LabelledText
+from moekit_data.text_files import TextFiles
+from moekit_data.translations import Translations
+from moekit_data.vowels import Vowels
 
 Make = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("quiet_lightning")
@@ -165,8 +172,39 @@ def test_an_error_about_other_tokens_has_the_tokenizer_that_fits(recipe: Make, t
     spec["data"] |= {"tokenizer": {"use": "bpe", "vocab": 270}}
     spec["model"]["vocab"] = 270
     fit(spec, trained)
-    with pytest.raises(DataError, match=r"""but the tokenizer is bytes\n.*data\.tokenizer='\{"use": .*"vocab": 270"""):
-        LitMoE(started(recipe, trained, data=recipe()["data"], model=spec["model"])).prepare()
+    data = recipe()["data"]
+    for tokenizer in (None, {"use": "bpe", "vocab": 260}):
+        other = data if tokenizer is None else data | {"tokenizer": tokenizer}
+        with pytest.raises(
+            CheckpointError, match=r"""other tokens:(.|\n)*vocab: 270 in(.|\n)*='\{"use": .*"vocab": 270"""
+        ):
+            LitMoE(started(recipe, trained, data=other, model=spec["model"])).prepare()
+
+
+def test_options_of_tokens_that_are_not_stated_are_those_of_the_weights(recipe: Make, tmp_path: Path) -> None:
+    """The languages of a translation, which are learnt too; a tokenizer within the text that pairs are made of."""
+
+    def check(saved: DataSpec, now: DataSpec, **options: bool) -> str:
+        try:
+            check_same_tokens(tmp_path, {"data": to_plain(saved, full_names=True)}, now, **options)
+        except CheckpointError as error:
+            return str(error)
+        return ""
+
+    two, small = Translations(languages=["de", "fr"]), Translations(tokenizer=BytePairs(vocab=300))
+    said = check(two, Translations(languages=["fr", "de"]), stated=True)
+    assert said.splitlines()[1:] == [
+        "  data.languages: ['de', 'fr'] in the checkpoint, ['fr', 'de'] now",
+        """  expected data.languages='["de", "fr"]'""",
+    ]
+    assert not check(two, Translations(), stated=True) and not check(small, Translations(), stated=True)
+    assert "data.languages: ['de', 'fr'] in" in check(two, Translations())
+    assert "data.tokenizer.vocab: 300 in the checkpoint, 1920 now" in check(small, Translations())
+    bytes_alone, text = Translations(tokenizer=Bytes()), TextFiles(path="x", tokenizer=BytePairs(vocab=300))
+    assert "data.tokenizer.use: 'data/bytes' in the checkpoint" in check(bytes_alone, Translations(), stated=True)
+    pairs = LabelledText(text=TextFiles(path="x"), vocab=400)
+    assert "data.text.tokenizer.vocab: 300 in the checkpoint" in check(text, pairs, stated=True)
+    assert not check(Vowels(), pairs) and not check(pairs, Vowels())
 
 
 def test_parameters_that_the_model_fixes_stay_fixed(recipe: Make) -> None:
