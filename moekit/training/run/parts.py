@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import (
     Callback,
     Checkpoint,
     GradientAccumulationScheduler,
+    LambdaCallback,
     LearningRateFinder,
     StochasticWeightAveraging,
 )
@@ -168,6 +169,33 @@ def _build(spec: Spec, at: str, context: Sequence[Any]) -> Any:
         name = spec.name if isinstance(spec, Imported) else current().use_name(spec)
         what = f"{name} rejects its options: {type(error).__name__}: {' '.join(str(error).split())}"
         raise SpecError([Problem(what=what, at=at)]) from error
+
+
+def keep_arguments(recipe: Recipe, saved: Mapping[str, Any], built: Mapping[str, Callback]) -> Callback:
+    """Has callbacks named by import path keep the arguments that were changed on resume.
+
+    Some, such as ``EarlyStopping``, hold arguments in their state, and restore the old ones.
+
+    Args:
+        recipe: of the resumed run.
+        saved: the plain spec in the checkpoint.
+        built: the recipe's callbacks by path, with the new arguments.
+
+    Returns:
+        A callback that sets them again when training starts: states are restored by then.
+    """
+    changed = []
+    for path, kind, spec in parts_of(recipe):
+        if kind == "callback" and isinstance(spec, Imported):
+            callback, before = built[show(path)], saved["trainer"]["callbacks"].get(path[-1], {})
+            names = [name for name in {**before, **spec.arguments} if before.get(name) != spec.arguments.get(name)]
+            changed += [(callback, name, getattr(callback, name)) for name in names if hasattr(callback, name)]
+
+    def set_again(*_: object) -> None:
+        for callback, name, value in changed:
+            setattr(callback, name, value)
+
+    return LambdaCallback(on_train_start=set_again)
 
 
 def check_callbacks(callbacks: Mapping[str, Callback]) -> None:

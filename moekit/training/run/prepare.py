@@ -33,7 +33,7 @@ from moekit.training.module import LitMoE
 from moekit.training.run.folder import RunFolder
 from moekit.training.run.hooks import RunInfo, run_starting
 from moekit.training.run.metrics_log import LogWrites, RunLog, lost_rows
-from moekit.training.run.parts import build_parts, check_callbacks, check_parts, left_states
+from moekit.training.run.parts import build_parts, check_callbacks, check_parts, keep_arguments, left_states
 from moekit.training.run.saved import check_resumable, check_same_model, check_same_tokens, check_unchanged
 
 VALIDATIONS = 10
@@ -229,7 +229,8 @@ def prepare(
         say(f"{log.path} {missing}: training does not need it, and logs on")
     interrupt = StopOnInterrupt(say)
     logs = [log, *build_parts(recipe, "logger", info).values(), *loggers]
-    trainer = make_trainer(recipe, folder, loggers=logs, callbacks=[interrupt, *given.values()], opened=saved)
+    kept = [] if saved is None else [keep_arguments(recipe, spec, given)]
+    trainer = make_trainer(recipe, folder, loggers=logs, callbacks=[interrupt, *kept, *given.values()], opened=saved)
     module.prepare()
     if saved is not None:
         now = str(trainer.precision), module.fingerprint

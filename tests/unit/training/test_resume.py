@@ -301,6 +301,38 @@ def test_weights_to_start_from_cannot_change_on_resume(run: Run) -> None:
         run.resume("start={run: runs/x}")
 
 
+class Limit(Callback):
+    """Has its arguments in its state, as Lightning's ``EarlyStopping`` has; stops at the limit, and counts up."""
+
+    def __init__(self, limit: int, count: int = 0) -> None:
+        self.limit, self.count = limit, count
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"limit": self.limit, "count": self.count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        vars(self).update(state_dict)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self.count += 1
+        trainer.should_stop = self.count >= self.limit
+
+
+def test_a_changed_argument_of_a_callback_is_not_overwritten_by_its_state(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it counted is restored nevertheless: the argument for that is the same as before."""
+    monkeypatch.setattr("moekit_lightning.plots.draw_plots", lambda *_: [])
+    options = {"max_steps": 2, "accelerator": "cpu", "limit_val_batches": 1, "enable_progress_bar": False}
+    limit = {"class": "test_resume.Limit", "limit": 9, "count": 0}
+    with redirect_stdout(StringIO()):
+        train(load(recipe(trainer={**options, "callbacks": {"mine": limit}})), root=tmp_path)
+    run = Run(tmp_path, None)
+    run.resume("trainer.max_steps=9", "trainer.val_check_interval=1", "trainer.callbacks.mine.limit=3")
+    saved = open_checkpoint(run.folder.checkpoint()).plain
+    assert saved["global_step"] == 3 and saved["callbacks"]["Limit"] == {"limit": 3, "count": 3}
+
+
 @pytest.mark.parametrize("before", [None, {"use": "cosine", "warmup": 2}])
 def test_a_schedule_added_or_removed_on_resume_sets_the_rates(
     recipe: Make, tmp_path: Path, before: Any, monkeypatch: pytest.MonkeyPatch
