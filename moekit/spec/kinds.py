@@ -4,7 +4,7 @@ A capability is a class variable that claims something of the component; by defa
 without torch (does this dispatcher take that form of routing?); the conformance kit tests whether it is true.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
@@ -186,11 +186,14 @@ class DataSpec(Spec):
 
     kind: ClassVar[str] = "data"
     yields: ClassVar[str] = "tokens"  # values of ModelSpec.takes
-    token_options: ClassVar[tuple[str, ...]] = ("tokenizer",)  # what decides the tokens, which trained weights keep
 
     def marks_documents(self) -> bool:
         """Whether batches have ``Batch.document``, which the model must then read. Override it."""
         return False
+
+    def token_options(self) -> Sequence[str]:
+        """The options that decide what a token is: a run keeps those of the weights it has. Override it for others."""
+        return ("tokenizer",)
 
     def num_tokens(self) -> int | None:
         """The number of tokens, which a model's ``vocab`` must not be below; None if the data is not text.

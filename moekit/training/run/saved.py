@@ -229,7 +229,7 @@ def check_same_tokens(path: Path, saved: Mapping[str, Any], data: DataSpec | Non
     if data is None:
         return
     now, lines, expected = to_plain(data, full_names=True), list[str](), ""
-    for name in data.token_options:
+    for name in data.token_options():
         for (_, old), (at, new) in zip(_held(saved.get("data"), name, "data"), _held(now, name, "data"), strict=False):
             same_kind = not (isinstance(old, Mapping) and isinstance(new, Mapping)) or old.get("use") == new.get("use")
             default = getattr(data, name, MISSING) == defaults_of(type(data)).get(name)

@@ -1,7 +1,7 @@
 """Translation pairs, English into many languages: Django's own catalogs, or a user's files."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from moekit.spec.fields import option, slot
@@ -16,7 +16,6 @@ class Translations(DataSpec):
     """Options of translation pairs. The vocabulary holds text tokens, the end of a target, and a tag per language."""
 
     yields: ClassVar[str] = "pairs"
-    token_options: ClassVar[tuple[str, ...]] = ("tokenizer", "languages")
     path: str | None = option(
         None, "your own pairs: a .jsonl or .tsv file, or a folder of them; default: the catalogs of Django"
     )
@@ -51,6 +50,10 @@ class Translations(DataSpec):
                 f"vocab={self.vocab} is too small: tokenizer.vocab={self.tokenizer.vocab}, the end and "
                 f"{_languages(self.languages)} need vocab={need} at least"
             )
+
+    def token_options(self) -> Sequence[str]:
+        """The tokenizer, and the languages: each has a token."""
+        return ("tokenizer", "languages")
 
     def smallest_vocab(self, num_languages: int) -> int:
         """The smallest ``vocab`` with room for a number of languages."""
