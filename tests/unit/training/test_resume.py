@@ -30,6 +30,7 @@ from moekit.checkpoints.writing import save_tree
 from moekit.parallel import launch
 from moekit.tables import read_tables, table_files
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO
+from moekit.training.module import TRAINED, TRAINED_IN_LIGHTNING
 from moekit.training.run.folder import LOCK, RunFolder
 from moekit.training.run.metrics_log import read_metrics
 from moekit.training.run.outcome import read_summary
@@ -155,6 +156,15 @@ def test_an_open_checkpoint_is_reused_until_the_next_save(
 def test_the_strategy_names_the_plugin_that_it_needs(saved: Path) -> None:
     with pytest.raises(CheckpointError, match=r"TorchCheckpointIO cannot read .*\n  expected .*AtomicCheckpointIO\(\)"):
         ShardedStrategy(Sharded()).load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("key", [TRAINED, TRAINED_IN_LIGHTNING])
+def test_a_sharded_strategy_reads_trained_weights_by_slices(tmp_path: Path, key: str) -> None:
+    """A resumed run loads them in the place of the averages."""
+    save_tree({"state_dict": {"w": torch.zeros(6)}, key: {"w": torch.arange(6.0)}}, tmp_path / "saved")
+    strategy = ShardedStrategy(Sharded())
+    strategy.checkpoint_io = AtomicCheckpointIO()
+    assert strategy.load_checkpoint(tmp_path / "saved")[key]["w"].read((2,), (2,)).tolist() == [2, 3]
 
 
 def test_a_checkpoint_that_is_not_of_a_run_is_rejected(tmp_path: Path) -> None:
