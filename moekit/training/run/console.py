@@ -182,8 +182,8 @@ def what_is_left(run: Prepared, saved: Checkpoint) -> str:
     if module.stopped_after is not None and step >= (module.recipe.trainer.min_steps or 0):
         return f": stop was reached after {module.stopped_after} steps; {nothing} stop changes"
     for each in run.trainer.early_stopping_callbacks:
-        if has_stopped(saved.plain["callbacks"].get(each.state_key, {})):
-            return f": {type(each).__name__} has ended it; {nothing} that callback is removed"
+        if has_stopped({**saved.plain["callbacks"].get(each.state_key, {}), "patience": each.patience}):
+            return f": {type(each).__name__} has ended it; {nothing} its patience grows or it is removed"
     return "" if step < run.trainer.max_steps else f": {nothing} trainer.max_steps grows"
 
 

@@ -182,7 +182,7 @@ def keep_arguments(recipe: Recipe, saved: Mapping[str, Any], built: Mapping[str,
         built: the recipe's callbacks by path, with the new arguments.
 
     Returns:
-        A callback that sets them again when training starts: states are restored by then.
+        A callback that sets them again when states are restored: before training starts, as late as with shards.
     """
     changed = []
     for path, kind, spec in parts_of(recipe):
@@ -195,7 +195,7 @@ def keep_arguments(recipe: Recipe, saved: Mapping[str, Any], built: Mapping[str,
         for callback, name, value in changed:
             setattr(callback, name, value)
 
-    return LambdaCallback(on_train_start=set_again)
+    return LambdaCallback(on_fit_start=set_again, on_train_start=set_again)
 
 
 def check_callbacks(callbacks: Mapping[str, Callback]) -> None:

@@ -185,7 +185,7 @@ def test_a_run_that_early_stopping_ended_is_over_unless_it_is_removed(runs: Runs
     run = runs.new("stopped", EarlyStopping("val/loss", min_delta=9.0, patience=2))
     assert saved(run)["global_step"] == 6
     said = runs.resume(run, EarlyStopping("val/loss", min_delta=9.0, patience=2))
-    assert ": EarlyStopping has ended it; nothing is left to do, unless that callback is removed\n" in said
+    assert ": EarlyStopping has ended it; nothing is left to do, unless its patience grows or it is removed\n" in said
     assert saved(run)["global_step"] == 6
     runs.resume(run)
     assert saved(run)["global_step"] == 8

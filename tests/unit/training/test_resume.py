@@ -343,6 +343,22 @@ def test_a_changed_argument_of_a_callback_is_not_overwritten_by_its_state(
     assert saved["global_step"] == 3 and saved["callbacks"]["Limit"] == {"limit": 3, "count": 3}
 
 
+def test_a_run_that_early_stopping_ended_trains_on_with_more_patience(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moekit_lightning.plots.draw_plots", lambda *_: [])
+    stop = {"class": "lightning.pytorch.callbacks.EarlyStopping", "monitor": "val/loss", "min_delta": 9.0}
+    options = {"max_steps": 8, "val_check_interval": 1, "accelerator": "cpu", "limit_val_batches": 1}
+    options |= {"enable_progress_bar": False, "callbacks": {"stop": {**stop, "patience": 2}}}
+    with redirect_stdout(StringIO()):
+        train(load(recipe(trainer=options)), root=tmp_path)
+    run = Run(tmp_path, None)
+    assert open_checkpoint(run.folder.checkpoint()).plain["global_step"] == 3
+    said = run.resume("trainer.max_steps=8", "trainer.callbacks.stop.patience=4")
+    assert "EarlyStopping has ended it" not in said
+    assert open_checkpoint(run.folder.checkpoint()).plain["global_step"] == 5
+
+
 @pytest.mark.parametrize("before", [None, {"use": "cosine", "warmup": 2}])
 def test_a_schedule_added_or_removed_on_resume_sets_the_rates(
     recipe: Make, tmp_path: Path, before: Any, monkeypatch: pytest.MonkeyPatch
