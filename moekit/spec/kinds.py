@@ -103,7 +103,9 @@ class DispatcherSpec(Spec):
 class ExpertParallelSpec(DispatcherSpec):
     """Base of the specs of dispatchers that distribute a layer's experts over ranks, and exchange tokens."""
 
-    size: int | None = option(None, "ranks that share the experts, with consecutive numbers; none: all ranks", ge=1)
+    size: int | None = option(
+        None, "ranks that share the experts, with consecutive numbers; none: the strategy's ep, else all ranks", ge=1
+    )
     local: DispatcherSpec = slot("dispatcher", "decides what is dropped; also computes on each rank, if it is dropless")
 
 

@@ -57,10 +57,14 @@ def shard(
         replicate_dense: whether parameters outside of routed experts stay whole on every rank.
         bank_dtype: autocast's dtype. Experts of standard form that are a unit are all-gathered in it: their weights
             have no other use than products, for which autocast rounds them. Their gradients are reduced in fp32.
+
+    Raises:
+        ValueError: a layer's experts are distributed over another number of ranks than ``ep``.
     """
     policy = policy or MixedPrecisionPolicy()
     world = world_mesh(device_type)
     layers = list(expert_parallel_layers(model))
+    _check_size(layers, ep)
     replicas = expert_mesh(ep, device_type)[REPLICA] if layers else world
     if replicate_dense and not layers:
         layers = [module for module in model.modules() if isinstance(module, MoELayer)]
@@ -95,6 +99,17 @@ def shard(
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def _check_size(layers: list[MoELayer], ep: int) -> None:
+    """Otherwise ranks with different experts would be sharded as replicas, or replicas would train apart."""
+    for layer in layers:
+        assert layer.dispatcher.local_experts is not None
+        sharing = 0 if layer.spec is None else layer.spec.experts.count // len(layer.dispatcher.local_experts)
+        if sharing not in (0, ep):
+            raise ValueError(
+                f"{sharing} ranks share the experts of a layer, whose dispatcher says so; expected ep={ep}"
+            )
 
 
 def _within(block: nn.Module, units: list[nn.Module]) -> list[nn.Module]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Protocol, runtime_checkable
 
@@ -221,16 +222,20 @@ def sharded(spec: Sharded, recipe: Recipe) -> ShardedStrategy:
 def with_expert_parallel(recipe: Recipe, layout: Sharded) -> Recipe:
     """The recipe that every rank builds: if ``ep`` > 1, each mixture's dispatcher is wrapped in an expert-parallel one.
 
+    One that is expert-parallel already gets the size ``ep``, if it states none.
+
     Raises:
-        SpecError: no dispatcher is expert-parallel, or several are.
+        SpecError: no dispatcher is expert-parallel, or several are; or a mixture's own has another size than ``ep``.
     """
-    if layout.ep == 1:
-        return recipe
 
     def wrapped(dispatcher: DispatcherSpec) -> DispatcherSpec:
         if not isinstance(dispatcher, ExpertParallelSpec):
-            dispatcher = _expert_parallel()(size=layout.ep, local=dispatcher)
-        return dispatcher
+            return dispatcher if layout.ep == 1 else _expert_parallel()(size=layout.ep, local=dispatcher)
+        if dispatcher.size not in (None, layout.ep):
+            what = f"dispatcher {type(dispatcher).__name__} has size={dispatcher.size}, the strategy ep={layout.ep}"
+            expected = f"ep={dispatcher.size}, or a dispatcher without a size"
+            raise SpecError([Problem(what=what, at="trainer.strategy.ep", expected=expected)])
+        return replace(dispatcher, size=layout.ep)
 
     return replace_all(recipe, DispatcherSpec, wrapped)
 
@@ -262,7 +267,7 @@ def check_layout(recipe: Recipe, layout: Sharded, world: int) -> None:
 
     Raises:
         SpecError: ``ep`` does not divide the number of ranks or the experts of a layer; a dispatcher does not work
-            under expert parallelism; or the optimizer needs unsharded tensors.
+            under expert parallelism, or has another size; or the optimizer needs unsharded tensors.
         MoekitError: ranks cannot share the experts of a layer, because they differ.
     """
     optimizer = recipe.optimizer

@@ -147,6 +147,12 @@ def test_experts_are_sharded_over_their_replicas_and_all_else_over_every_rank(ep
             assert ranks == (list(range(rank % ep, WORLD, ep)) if routed else list(range(WORLD))), name
 
 
+@pytest.mark.parametrize(("size", "ep"), [(2, 1), (2, 4), (4, 2)])
+def test_experts_that_are_distributed_over_another_number_of_ranks_are_rejected(size: int, ep: int) -> None:
+    with as_rank(1), pytest.raises(ValueError, match=rf"^{size} ranks share the experts of a layer.*expected ep={ep}$"):
+        shard(model_of(size), ep, "cpu")
+
+
 @LAYOUTS
 @pytest.mark.parametrize("replicate", [False, True])
 def test_the_norm_counts_every_gradient_once(ep: int, replicate: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,8 +24,8 @@ from moekit.component import Component
 from moekit.contracts import Model
 from moekit.errors import CheckpointError, SpecError
 from moekit.registry import Registry, temporary
-from moekit.spec.kinds import ExpertParallelSpec, MoE
-from moekit.spec.replacing import find_all
+from moekit.spec.kinds import DispatcherSpec, ExpertParallelSpec, MoE
+from moekit.spec.replacing import find_all, replace_all
 from moekit.training.callbacks.checkpoint import AtomicCheckpointIO
 from moekit_dispatchers.expert_parallel import ExpertParallel
 from moekit_dispatchers.grouped import Grouped
@@ -32,17 +33,31 @@ from moekit_lightning.sharded import Sharded
 from moekit_lightning.sharded.module import ShardedStrategy, check_layout, with_expert_parallel
 
 
-def test_dispatchers_are_wrapped_for_expert_groups_of_the_layouts_size() -> None:
-    """But not one that is ``expert_parallel`` already."""
+def dispatchers(ep: int, dispatcher: str) -> set[DispatcherSpec]:
+    """Those of a recipe in which each mixture has this one, for expert groups of a size."""
+    recipe = load("deepseek_v3", [f"model.moe.dispatcher={dispatcher}"])
+    return {moe.dispatcher for moe in find_all(with_expert_parallel(recipe, Sharded(ep=ep)).model, MoE)}
+
+
+@pytest.mark.parametrize("own", ["{use: grouped}", "{use: expert_parallel, local: {use: grouped}}"])
+def test_dispatchers_are_wrapped_for_expert_groups_of_the_layouts_size(own: str) -> None:
+    """One that is ``expert_parallel`` already gets the size: its default, all ranks, would train ``ep: 1`` wrong."""
+    assert dispatchers(2, own) == {ExpertParallel(size=2, local=Grouped())}
+    assert dispatchers(1, own) == {Grouped() if "local" not in own else ExpertParallel(size=1, local=Grouped())}
     recipe = load("deepseek_v3", ["model.moe.dispatcher={use: grouped}"])
-    assert {moe.dispatcher for moe in find_all(with_expert_parallel(recipe, Sharded(ep=2)).model, MoE)} == {
-        ExpertParallel(size=2, local=Grouped())
-    }
     assert with_expert_parallel(recipe, Sharded(ep=1)) is recipe
-    own = load("deepseek_v3", ["model.moe.dispatcher={use: expert_parallel, size: 4, local: {use: grouped}}"])
-    assert {
-        cast(Any, moe.dispatcher).size for moe in find_all(with_expert_parallel(own, Sharded(ep=2)).model, MoE)
-    } == {4}
+
+
+@pytest.mark.parametrize(("ep", "size"), [(1, 2), (2, 1), (2, 4), (4, 2)])
+def test_a_dispatcher_of_another_size_than_the_layouts_is_rejected(ep: int, size: int) -> None:
+    """Ranks with different experts were sharded as replicas; or replicas drifted apart, and one was saved."""
+    own = f"{{use: expert_parallel, size: {size}, local: {{use: grouped}}}}"
+    assert dispatchers(size, own) == {ExpertParallel(size=size, local=Grouped())}
+    expected = f"ExpertParallel has size={size}, .* ep={ep}\n  at trainer.strategy.ep\n  expected ep={size}, or"
+    with pytest.raises(SpecError, match=expected):
+        dispatchers(ep, own)
+    with pytest.raises(SpecError, match=expected):
+        check_layout(load("deepseek_v3", [f"model.moe.dispatcher={own}"]), Sharded(ep=ep), 4)
 
 
 class Relay(ExpertParallelSpec):
@@ -60,7 +75,7 @@ def test_which_of_two_expert_parallel_dispatchers_is_meant_must_be_said() -> Non
         with pytest.raises(SpecError, match=r"^2 dispatchers .*: dispatchers/expert_parallel, acme/relay\n"):
             with_expert_parallel(recipe, Sharded(ep=2))
         own = load("deepseek_v3", ["model.moe.dispatcher={use: relay, local: {use: grouped}}"])
-        assert with_expert_parallel(own, Sharded(ep=2)) == own
+        assert with_expert_parallel(own, Sharded(ep=2)) == replace_all(own, Relay, lambda each: replace(each, size=2))
 
 
 def test_without_an_expert_parallel_dispatcher_ep_must_be_1(monkeypatch: pytest.MonkeyPatch) -> None:
