@@ -42,6 +42,7 @@ from moekit.errors import CheckpointError, DataError, MoekitError, Problem
 from moekit.parallel.strategy import ShardingStrategy
 from moekit.registry import build, current
 from moekit.seeds import seed_all
+from moekit.shards import expert_parallel_layers
 from moekit.spec import load, to_plain
 from moekit.spec.loading import Source
 from moekit.spec.recipe import Recipe
@@ -220,7 +221,11 @@ class LitMoE(L.LightningModule):
         torch.set_float32_matmul_precision(self._matmul_before)
 
     def configure_model(self) -> None:
-        """Builds the model if needed, as the trainer's strategy shards it, and compiles it if the recipe says so."""
+        """Builds the model if needed, as the trainer's strategy shards it, and compiles it if the recipe says so.
+
+        Raises:
+            MoekitError: experts are distributed over ranks, and the trainer's strategy takes every rank's for the same.
+        """
         if self._configured:
             return
         self._configured = True
@@ -229,6 +234,10 @@ class LitMoE(L.LightningModule):
         if isinstance(strategy, ShardingStrategy):
             strategy.build(self.recipe, self._set_model)
         self.build()
+        if strategy is not None and not isinstance(strategy, ShardingStrategy) and any(expert_parallel_layers(self)):
+            what = f"experts are distributed over ranks, and {type(strategy).__name__} takes every rank's for the same"
+            expected = "strategy sharded, or a LitMoE made before the process group, which has all experts"
+            raise MoekitError(str(Problem(what=what, expected=expected, list_with="moekit ls strategies")))
         if strategy is not None:  # now: later, a checkpoint's fp64 weights would have been rounded to fp32
             strategy.precision_plugin.convert_module(self)
         current().call("moekit_module_built", {"module": self})

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ import torch
 from fake_ranks import as_rank
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.tuner import Tuner
 from omegaconf import OmegaConf
 from states import assert_same_tensors, tensors
@@ -511,3 +512,17 @@ def test_a_strategy_that_would_train_unsharded_copies_is_refused(recipe: Make) -
     module.trainer = trainer(3, strategy=ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1))
     with pytest.raises(MoekitError, match=r"cannot train with Lightning's ModelParallelStrategy"):
         module.setup("fit")
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_ddp_over_different_experts_is_refused(recipe: Make, size: int) -> None:
+    """It would broadcast rank 0's experts, and average gradients of different ones."""
+    tree = recipe()
+    tree["model"]["moe"]["dispatcher"] = {"use": "expert_parallel", "size": size, "local": {"use": "grouped"}}
+    with as_rank(1):
+        module = LitMoE(tree)
+        module.trainer = trainer(3, strategy=DDPStrategy())
+        with (
+            nullcontext() if size == 1 else pytest.raises(MoekitError, match=r"distributed over ranks, and DDPStrategy")
+        ):
+            module.configure_model()
