@@ -45,7 +45,8 @@ def shard(
 
     The last block stays gathered until its backward. With ``ep`` above 1, the units of a block are all-gathered while
     the one before computes, and in backward likewise: FSDP2 alone would do so only as far as the host is ahead of the
-    device, and there the host waits in every layer, to learn how many tokens to send.
+    device, and there the host waits in every layer, to learn how many tokens to send. Blocks that only training runs
+    are not gathered so in a forward pass: after an evaluation, what was gathered would be used when the weights differ.
 
     From then on ``backward`` sums gradients over the ranks that share a parameter; it does not average them.
 
@@ -91,8 +92,10 @@ def shard(
         _fully_shard(unit, mesh, own, whole, keep=bool(blocks) and unit in blocks[-1])
     if ep > 1 and blocks:
         order = cast(list[list[FSDPModule]], [[model], *blocks])
+        only_training: set[object] = {module for part in model.extra_parts().values() for module in part.modules()}
         for block, following in pairwise(order):
-            block[0].set_modules_to_forward_prefetch(following)
+            if following[0] not in only_training:
+                block[0].set_modules_to_forward_prefetch(following)
         for block, preceding in pairwise(reversed(order[1:])):
             block[0].set_modules_to_backward_prefetch(preceding)
     for module in model.modules():

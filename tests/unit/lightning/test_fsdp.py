@@ -317,6 +317,29 @@ def test_weights_of_a_block_are_gathered_while_the_one_before_computes(
 
 
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor")
+@pytest.mark.parametrize(("ep", "mixture"), [(1, 1), (2, 4), (4, 1)])
+def test_a_block_that_only_training_runs_is_not_gathered_by_an_evaluation(ep: int, mixture: int) -> None:
+    """What its last block gathered ahead was used in training, after ``start.run`` had loaded other weights.
+
+    Args:
+        ep: size of an expert group.
+        mixture: units of a block with a mixture.
+    """
+    recipe = load("deepseek_v3", [*OPTIONS, "model.mtp={depth: 1}"])
+    tokens = torch.zeros(2, 8, dtype=torch.int64)
+    with as_rank(1):
+        model: Model = build(with_expert_parallel(recipe, Sharded(ep=ep)).model)
+        shard(model, ep, "cpu")
+        with torch.no_grad(), Collectives() as evaluation:
+            model.eval()(tokens)
+        with Collectives() as training:
+            model.train()(tokens)
+    blocks = 1 + mixture
+    assert evaluation.gathered.total() == 1 + blocks
+    assert training.gathered.total() == blocks + mixture, "the root still has its weights"
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor")
 @pytest.mark.parametrize(("reduce", "times"), [("micro_batch", 3), ("step", 1)])
 def test_gradients_are_reduced_after_each_micro_batch_or_once_in_a_step(reduce: Any, times: int) -> None:
     """Lightning blocks the reduction for all micro-batches but the last."""
