@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from moekit.compat import foreach_div, foreach_mul, foreach_norm
 from moekit.contracts import Batch, LossSum, Model, ModelOutput, Objective
@@ -127,6 +128,7 @@ class OptimizerStep:
             progress: the fraction of training completed.
             precision: the trainer's precision plugin, for more forward passes and the loss scale.
         """
+        reshard(self.model)  # a callback may have run it since the last backward pass
         sums = self._meter.take()
         total, tokens = sums["objective"].unbind()
         divide(self.model.parameters(), tokens.clamp(min=1) / averaged)
@@ -136,6 +138,7 @@ class OptimizerStep:
         non_finite = None
         if not (math.isfinite(whole) and math.isfinite(norm)):
             non_finite = self._diagnose(float(total / tokens), norm, micro_batches, precision)
+            reshard(self.model)
             for parameter in self.model.parameters():
                 parameter.grad = None  # the optimizer then skips the parameter, its state and its weight decay
             self.balance.discard()
@@ -157,6 +160,16 @@ class OptimizerStep:
 
 
 # ---- gradients -------------------------------------------------------------------------------------------------------
+
+
+def reshard(model: nn.Module) -> None:
+    """Makes the parameters of a model the shards again, which have the gradients.
+
+    A forward pass without a backward pass leaves some units of FSDP2 gathered: their parameters are other tensors.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def local_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[Tensor]:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, Self
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.utils.hooks import RemovableHandle
 
 from moekit.contracts import Dispatched, Dispatcher, ExpertBank, Model, ModelOutput, Router
@@ -28,7 +27,7 @@ from moekit.routing import ExpertChoice, Routing, TokenChoice
 from moekit.seeds import seed_all
 from moekit.shards import local
 from moekit.training.optim import first_few
-from moekit.training.step import BrokenStep, Cause, MicroBatch
+from moekit.training.step import BrokenStep, Cause, MicroBatch, reshard
 
 
 class Found(NamedTuple):
@@ -97,9 +96,7 @@ def _forward(step: BrokenStep, micro: MicroBatch) -> tuple[Found | None, list[st
         seed_all(micro.seed)
         output = model.on(batch)
         total = step.objective(output, batch, progress=micro.progress).total
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()  # parameters are then the shards again, which have the gradients
+    reshard(model)
     found: Found | None = None
     if not finite([batch.inputs, batch.targets]):
         found = Found(-1, "the data: its inputs or targets are not finite")

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from moekit import load
 from moekit.compat import TorchDispatchMode
-from moekit.contracts import Init, Model
+from moekit.contracts import Batch, Init, LossSum, Model
 from moekit.registry import build
 from moekit.shards import (
     TensorShard,
@@ -37,7 +37,8 @@ from moekit.shards import (
     slices_of,
     state_dict_shards,
 )
-from moekit.training.step import total_norm
+from moekit.training.balance import BalanceStep
+from moekit.training.step import MicroBatch, NonFiniteStep, OptimizerStep, StepResult, total_norm
 from moekit.weights import init_weights
 from moekit_lightning.sharded import Sharded
 from moekit_lightning.sharded.fsdp import shard
@@ -354,6 +355,52 @@ def test_gradients_are_reduced_after_each_micro_batch_or_once_in_a_step(reduce: 
                     model(torch.zeros(2, 8, dtype=torch.int64)).y.sum().backward()
         units = sum(isinstance(module, FSDPModule) for module in model.modules())
     assert seen.reduced.total() == times * units
+
+
+def stepped(ep: int, factor: float, *, runs_again: bool) -> tuple[list[Tensor | None], StepResult]:
+    """The gradients of this rank's shards after a step whose loss has a factor, and the step.
+
+    If it ``runs_again``, a callback has run the model before the step ends, and the hook of a step that is not finite
+    runs it too.
+    """
+    tokens = torch.zeros(2, 8, dtype=torch.int64)
+    with as_rank(1), Collectives():
+        model = model_of(ep)
+        shard(model, ep, "cpu")
+        shards, step = list(model.parameters()), OptimizerStep(model, cast(Any, None), BalanceStep(model))
+
+        def run(*_: object) -> NonFiniteStep:
+            if runs_again:
+                with torch.no_grad():
+                    model(tokens)
+            return NonFiniteStep("")
+
+        output = model(tokens)
+        loss = LossSum(total=output.y.sum() * factor, count=torch.tensor(2))
+        step.add(output, loss, MicroBatch(Batch(tokens, tokens), 0, 0.0)).backward()  # type: ignore[no-untyped-call]
+        run()
+        with mock.patch.object(step, "_diagnose", run):
+            done = step.finish(1, 0.0, None)
+        return [p.grad for p in shards], done
+
+
+@LAYOUTS
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor")
+def test_a_model_that_runs_again_within_a_step_changes_no_gradient(ep: int) -> None:
+    """The root and the last block stay gathered then, and their parameters had no gradients."""
+    expected, once = stepped(ep, 1.0, runs_again=False)
+    found, twice = stepped(ep, 1.0, runs_again=True)
+    assert once.norm == twice.norm > 0
+    for a, b in zip(found, expected, strict=True):
+        assert a is not None and b is not None and torch.equal(local(a), local(b))
+
+
+@LAYOUTS
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor")
+def test_a_hook_that_runs_the_model_leaves_no_gradient_of_a_skipped_step(ep: int) -> None:
+    """They made weights NaN."""
+    gradients, done = stepped(ep, math.nan, runs_again=True)
+    assert done.non_finite is not None and gradients == [None] * len(gradients)
 
 
 @pytest.mark.parametrize("ep", [1, 2])
