@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 
 from moekit.contracts import Model
+from moekit.errors import MoekitError
 from moekit.moe_layer import MoELayer
 from moekit.parallel.mesh import REPLICA, expert_mesh, shard_dim, world_mesh
 from moekit.shards import expert_parallel_layers
@@ -61,6 +62,7 @@ def shard(
 
     Raises:
         ValueError: a layer's experts are distributed over another number of ranks than ``ep``.
+        MoekitError: experts have replicas, and a balancer or the dispatcher of such a layer has trained parameters.
     """
     policy = policy or MixedPrecisionPolicy()
     world = world_mesh(device_type)
@@ -75,6 +77,7 @@ def shard(
         whole = whole.union(p for p in model.parameters() if p not in experts)
     units: list[tuple[nn.Module, DeviceMesh]] = []
     for layer in layers if replicas.size() > 1 else ():
+        _check_parts(layer, whole)
         units += [(part, world) for part in (layer.router, layer.shared) if part is not None]
         units.append((layer, replicas))
     units += [(block, world) for block in model.stack()]
@@ -112,6 +115,20 @@ def _check_size(layers: list[MoELayer], ep: int) -> None:
         if sharing not in (0, ep):
             raise ValueError(
                 f"{sharing} ranks share the experts of a layer, whose dispatcher says so; expected ep={ep}"
+            )
+
+
+def _check_parts(layer: MoELayer, whole: set[nn.Parameter]) -> None:
+    """Other parameters than those of units would be in the unit of the experts, and be summed over replicas alone.
+
+    The unit of the block cannot have them: FSDP2 skips all that is within another unit.
+    """
+    for name, parameter in layer.named_parameters():
+        part = name.partition(".")[0]
+        if parameter.requires_grad and parameter not in whole and part not in ("experts", "router", "shared"):
+            raise MoekitError(
+                f"'{name}' of a mixture layer is trained, and its gradient would miss some ranks\n"
+                "  expected ep to be 1 or the number of ranks, or dense=replicate"
             )
 
 

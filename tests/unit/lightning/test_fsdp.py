@@ -21,13 +21,15 @@ import torch
 import torch.distributed as dist
 from fake_ranks import WORLD, as_rank
 from ranks import run_forked
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from moekit import load
 from moekit.compat import TorchDispatchMode
 from moekit.contracts import Batch, Init, LossSum, Model
+from moekit.errors import MoekitError
+from moekit.moe_layer import MoELayer
 from moekit.registry import build
 from moekit.shards import (
     TensorShard,
@@ -152,6 +154,23 @@ def test_experts_are_sharded_over_their_replicas_and_all_else_over_every_rank(ep
 def test_experts_that_are_distributed_over_another_number_of_ranks_are_rejected(size: int, ep: int) -> None:
     with as_rank(1), pytest.raises(ValueError, match=rf"^{size} ranks share the experts of a layer.*expected ep={ep}$"):
         shard(model_of(size), ep, "cpu")
+
+
+@LAYOUTS
+@pytest.mark.parametrize("replicate", [False, True])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_trained_parameter_of_a_balancer_is_rejected_where_its_gradient_would_be_partial(
+    ep: int, replicate: bool, trained: bool
+) -> None:
+    """It would be sharded over the replicas of the experts."""
+    wrong = ep == 2 and trained and not replicate
+    with as_rank(1):
+        model = model_of(ep)
+        layer = next(module for module in model.modules() if isinstance(module, MoELayer))
+        layer.balancers["bias"].scale = nn.Parameter(torch.ones(4), requires_grad=trained)
+        error = pytest.raises(MoekitError, match=r"^'balancers.bias.scale' of a mixture layer is trained")
+        with error if wrong else nullcontext():
+            shard(model, ep, "cpu", replicate_dense=replicate)
 
 
 @LAYOUTS
