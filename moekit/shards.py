@@ -181,6 +181,9 @@ def optimizer_state_shards(module: nn.Module, optimizer: Any) -> dict[str, dict[
     ``ReducedState`` says. Any other tensor, such as a count of steps, is replicated and comes as one whole shard.
     Shards are named ``parameter/key``. Values that are not tensors are returned as they are. Parameters without state
     are omitted.
+
+    Raises:
+        MoekitError: state of a ``DTensor`` that is none of these: nothing says which part of a whole it is.
     """
     module.state_dict(keep_vars=True)  # FSDP2 frees what it has gathered: the state is of shards
     rows, reduced = _expert_rows(module), reduced_dims(optimizer)
@@ -194,11 +197,23 @@ def optimizer_state_shards(module: nn.Module, optimizer: Any) -> dict[str, dict[
                 shape, offset, _ = reduced_bounds(local_shard(name, p.detach(), rows.get(p)), reduced[key])
                 found[name][key] = TensorShard(f"{name}/{key}", shape, offset, value.detach())
             elif isinstance(value, Tensor):
+                if isinstance(p, DTensor) and value.shape not in ((), (1,)):
+                    _check_state(f"'{key}' of {name}", value, p)
                 per_expert = value.ndim and value.shape[0] == p.shape[0]
                 found[name][key] = local_shard(f"{name}/{key}", value.detach(), rows.get(p) if per_expert else None)
             else:
                 found[name][key] = value
     return found
+
+
+def _check_state(what: str, value: Tensor, p: DTensor) -> None:
+    if not isinstance(value, DTensor) or value.shape != p.shape:
+        form = f"{'' if isinstance(value, DTensor) else 'a plain tensor '}{list(value.shape)}"
+        raise MoekitError(
+            f"the optimizer's state {what} is {form}, and the parameter {list(p.shape)} is sharded: no checkpoint of "
+            "another layout could be made\n  expected torch.zeros_like(parameter), one number, or its dimension in "
+            "'reduced' of the optimizer"
+        )
 
 
 @runtime_checkable

@@ -143,15 +143,17 @@ def _numbered(optimizer: Optimizer, state: State, model: nn.Module, configured: 
         for p in group["params"]:
             if saved := state["state"].get(name_of[p]):
                 shard = shards[name_of[p]]
-                if type(optimizer).__module__.startswith("torch.optim"):
-                    _check_shapes(saved, shard)
+                if isinstance(p, DTensor) or type(optimizer).__module__.startswith("torch.optim"):
+                    _check_shapes({k: v for k, v in saved.items() if k not in reduced}, shard)
                 numbered["state"][at] = {k: _sharded(v, p, shard, reduced.get(k)) for k, v in saved.items()}
             at += 1
     return numbered
 
 
 def _check_shapes(saved: Mapping[str, Any], shard: TensorShard) -> None:
-    """Rejects a tensor in the state of one of torch's optimizers that has neither its parameter's shape nor one number.
+    """Rejects a tensor that has neither its parameter's shape nor one number.
+
+    torch's optimizers keep no others, and of a parameter in shards, no rank could know which part of it to read.
 
     Raises:
         CheckpointError: naming it.

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from fake_ranks import WORLD, as_rank
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from region_splits import Dims, Split, two_splits
+from torch import nn
+from torch.distributed.tensor import DTensor, Shard
 
 from moekit.errors import MoekitError
 from moekit.moe_layer import MoELayer
+from moekit.parallel.mesh import world_mesh
 from moekit.shards import (
     TensorShard,
     fill_shards,
@@ -28,6 +34,12 @@ from moekit.spec.kinds import MoE
 from moekit_dispatchers.grouped import Grouped
 from moekit_experts.glu import Glu
 from moekit_routers.topk import TopK
+
+
+def sharded(*shape: int) -> nn.Parameter:
+    """Zeros, of which each rank has an equal number of rows."""
+    rows = torch.zeros(shape[0] // WORLD, *shape[1:])
+    return nn.Parameter(DTensor.from_local(rows, world_mesh("cpu"), [Shard(0)], run_check=False))
 
 
 @settings(max_examples=150, deadline=None)
@@ -96,6 +108,28 @@ def test_optimizer_state_with_a_row_for_each_expert_is_sharded_as_the_experts_ar
         "scale": ((8,), (4,)),
         "step": ((), ()),
     }
+
+
+@pytest.mark.parametrize(
+    ("shape", "found"),
+    [((), ""), ((1,), ""), ((2, 3), "a plain tensor "), ((8, 3), "a plain tensor "), ((8,), "a plain tensor ")],
+)
+def test_plain_state_of_a_sharded_parameter_is_rejected_unless_it_is_one_number(shape: Dims, found: str) -> None:
+    """Rank 0's part was saved, and given to every rank."""
+    with as_rank(1):
+        p = sharded(8, 3)
+        module = nn.ParameterDict({"w": p})
+        state = {p: {"moment": torch.zeros_like(p), "own": torch.zeros(shape)}}
+        error = f"^the optimizer's state 'own' of w is {found}{re.escape(str([*shape]))}, and the parameter .8, 3. is "
+        with pytest.raises(MoekitError, match=error) if found else nullcontext():
+            shards = optimizer_state_shards(module, SimpleNamespace(state=state))["w"]
+            assert [(each.global_shape, each.offset) for each in shards.values()] == [
+                ((8, 3), (2, 0)),
+                (shape, (0,) * len(shape)),
+            ]
+        state[p]["own"] = sharded(8, 2)
+        with pytest.raises(MoekitError, match=r"'own' of w is \[8, 2\], and"):
+            optimizer_state_shards(module, SimpleNamespace(state=state))
 
 
 def test_distributed_experts_of_a_layer_without_a_spec_are_an_error() -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import Shard, distribute_tensor
 
-from moekit.shards import reduced_dims
+from moekit.parallel.mesh import world_mesh
+from moekit.shards import local, optimizer_state_shards, reduced_dims
 from moekit_testing.assertions import require, require_finite
 from moekit_testing.case import Case, Check, Omitted, claimed
+from moekit_testing.fixtures import runs
 
 
 def checks(case: Case) -> Iterator[Check | Omitted]:
@@ -45,8 +49,16 @@ def check_takes_shards(case: Case) -> None:
 
     An elementwise optimizer is correct on shards. One that uses more of a tensor must all-reduce
     (``moekit_optimizers.layout``). One process cannot test that, but it can test the shape of the state named in
-    ``reduced``.
+    ``reduced``. All other state must be of a form that checkpoints can save in shards.
     """
+    with runs.own_process_group():
+        if not dist.is_initialized():
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+        sharded = _Rows(1)
+        sharded.parts[0] = nn.Parameter(distribute_tensor(_ROWS, world_mesh("cpu"), [Shard(0)]))
+        _, optimizer = _moved(case, sharded)
+        optimizer_state_shards(sharded, optimizer)
     whole, split = _Rows(1), _Rows(2)
     together, optimizer = _moved(case, whole)
     shards, _ = _moved(case, split)
@@ -71,7 +83,8 @@ def _moved(case: Case, model: _Rows) -> tuple[Tensor, torch.optim.Optimizer]:
     optimizer: torch.optim.Optimizer = case.component.load()(case.spec, model)
     for step in range(1, 4):
         for part, grad in zip(model.parts, _ROWS.flip(0).sin().chunk(len(model.parts)), strict=True):
-            part.grad = grad * step
+            part.grad = torch.zeros_like(part)
+            local(part.grad).copy_(grad * step)
         optimizer.step()
     return torch.cat([part.detach() for part in model.parts]), optimizer
 

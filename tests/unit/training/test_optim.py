@@ -128,6 +128,20 @@ def test_a_rank_loads_the_state_of_its_own_experts() -> None:
     assert optimizer.state[p]["scale"].tolist() == [4.0, 5.0]
 
 
+def test_state_with_a_row_for_each_expert_is_rejected_where_experts_are_sharded_again() -> None:
+    """It was loaded whole: which rows, and in which form, no layout says."""
+    with as_rank(2):
+        recipe = with_expert_parallel(load("deepseek_v3", SMALL), Sharded(ep=2))
+        model: Model = build(recipe.model)
+        shard(model, 2, "cpu")
+        optimizer = Scaled(model.parameters(), lr=0.1)
+        save_by_name(optimizer, model)
+        name, experts = next((n, p) for n, p in model.named_parameters() if ".experts." in n and isinstance(p, DTensor))
+        saved = {**optimizer.state_dict(), "state": {name: {"scale": torch.zeros(2 * len(experts))}}}
+        with pytest.raises(CheckpointError, match=rf"the optimizer's state has scale .* for {name}"):
+            optimizer.load_state_dict(saved)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_state_of_other_parameters_is_rejected(bias: bool) -> None:
     saved = trained(nn.Linear(3, 3, bias=bias), ["weight", "bias"] if bias else ["weight"]).state_dict()
