@@ -274,6 +274,10 @@ class StrategySpec(Spec):
         """Conflicts with the Trainer's precision, one sentence each. Override; the spec of the trainer calls it."""
         return ()
 
+    def check_accumulation(self, micro_batches: int) -> Iterable[str]:
+        """The same of the number of micro-batches in a step."""
+        return ()
+
 
 class Imported(Spec):
     """A class of another library in a slot, named by its import path: ``{class: package.module.Name, ...}``.

@@ -152,7 +152,7 @@ class TrainerSpec(Spec):
     sync_batchnorm: bool = option(False, "share the statistics of batch normalisation between ranks")
 
     def check(self) -> Iterable[str]:
-        """Validations within a step, or of a fraction; a precision or a callback that the strategy cannot have."""
+        """Validations within a step or of a fraction; a precision, accumulation or callback that the strategy cannot have."""
         interval, accumulate = self.val_check_interval, self.accumulate_grad_batches
         if interval is not None and interval % accumulate:
             yield (
@@ -163,6 +163,7 @@ class TrainerSpec(Spec):
             yield f"limit_val_batches={limit} is not a number of batches: a fraction of an unknown number; null: all"
         if isinstance(self.strategy, StrategySpec):
             yield from self.strategy.check_precision(self.precision)
+            yield from self.strategy.check_accumulation(accumulate)
         for name, callback in self.callbacks.items() if self.shards else ():
             if isinstance(callback, CallbackSpec) and not callback.takes_shards:
                 yield f"callback '{name}' ({type(callback).__name__}) needs whole weights, but the strategy shards them"

@@ -119,6 +119,16 @@ def test_a_callback_that_needs_whole_weights_is_refused_with_shards() -> None:
     assert load("deepseek_v3", options[1:]).trainer.shards is True
 
 
+@pytest.mark.usefixtures("real_plugins")
+def test_a_static_graph_and_accumulation_are_refused() -> None:
+    """torch's reducer died of an internal assertion in the first step."""
+    options = ["trainer.strategy={use: ddp, static_graph: true}", "trainer.accumulate_grad_batches=2"]
+    with pytest.raises(SpecError, match=r"static_graph cannot be used with accumulate_grad_batches=2(?s:.*)at trainer"):
+        load("deepseek_v3", options)
+    load("deepseek_v3", options[:1])
+    load("deepseek_v3", ["trainer.strategy=ddp", options[1]])
+
+
 def test_an_option_of_the_trainer_at_the_top_has_its_place_reported() -> None:
     with pytest.raises(SpecError, match=r"did you mean 'trainer\.max_steps'\?"):
         load({"model": "bag", "max_steps": 3})
