@@ -152,7 +152,7 @@ class TrainerSpec(Spec):
     sync_batchnorm: bool = option(False, "share the statistics of batch normalisation between ranks")
 
     def check(self) -> Iterable[str]:
-        """Validations within a step or of a fraction; a precision, accumulation or callback that the strategy cannot have."""
+        """Validations within a step or of a fraction; a precision, accumulation or callback that the strategy lacks."""
         interval, accumulate = self.val_check_interval, self.accumulate_grad_batches
         if interval is not None and interval % accumulate:
             yield (
