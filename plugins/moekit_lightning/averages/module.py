@@ -106,15 +106,19 @@ class WeightAverage(Callback):
             checkpoint[TRAINED] = {name: self._trained.get(first, weights[name]) for name, first in names.items()}
             checkpoint["state_dict"] = {**weights, **{name: self.averages[first] for name, first in names.items()}}
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the counters, unless they are of another kind."""
+        if state_dict.get("kind") == self.kind:
+            self.count, self.step = int(state_dict["count"]), int(state_dict["step"])
+
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Takes the averages and the counters, unless they are of another kind; the module has the trained weights."""
+        """Takes the averages, unless they are of another kind; the module has the trained weights."""
         averages, state = checkpoint.get(AVERAGES), checkpoint["callbacks"].get(self.state_key)
         if not averages or state is None:
             return
         if state.get("kind") != self.kind:
             log_on_rank_zero(f"the average in the checkpoint is dropped: it is not of {self.kind}, which begins anew")
             return
-        self.count, self.step = int(state["count"]), int(state["step"])
         self.averages = {name: averages[name].clone() for name in trained_parameters(pl_module)}
 
     @torch.no_grad()
