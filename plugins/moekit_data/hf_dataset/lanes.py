@@ -15,6 +15,9 @@ from torch import Tensor
 from moekit.errors import DataError
 from moekit_data.hf_dataset.opening import State
 
+FORMAT = 2
+"""Of bookmarks. Those of format 1, written after a resume inside a document, can name a wrong place: none is read."""
+
 Reader = Callable[[State | None], Iterator[tuple[State, Tensor]]]
 """Documents as tokens, with their ends, from a state of the stream on; each with the state before it."""
 

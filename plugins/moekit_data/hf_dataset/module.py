@@ -20,7 +20,7 @@ from moekit.registry import build
 from moekit.seeds import seed_of
 from moekit_data.corpus import hash_of
 from moekit_data.hf_dataset import HfDataset
-from moekit_data.hf_dataset.lanes import Bookmarks, Lane
+from moekit_data.hf_dataset.lanes import FORMAT, Bookmarks, Lane
 from moekit_data.hf_dataset.opening import State, documents, library, open_split
 from moekit_data.text_files.store import cannot_write, folder, key
 from moekit_data.windows import end_of, window_batch
@@ -133,7 +133,8 @@ class HfDatasetData(Data):
         self._ready()
         if (lanes, lane) not in self._lanes:
             tokens = self._batches_per_block * self.spec.batch * self.spec.seq
-            name = key(self._origin(), repr(self.spec), self.tokenizer.state(), library().__version__, lanes, lane)
+            about = FORMAT, self._origin(), repr(self.spec), self.tokenizer.state(), library().__version__
+            name = key(*about, lanes, lane)
             root = folder(self.spec.cache)
             try:
                 bookmarks = Bookmarks(root / "streams" / f"{name}.jsonl")

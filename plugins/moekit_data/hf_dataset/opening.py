@@ -87,7 +87,8 @@ def documents(spec: HfDataset, split: str, stream: Any, state: State | None = No
             f"  expected text in the column '{spec.text_key}' (option data.text_key)"
         )
 
-    begins = copy.deepcopy(stream.state_dict())
+    # Before the first row, a stream that was put into a state still reports the state of its start.
+    begins = copy.deepcopy(stream.state_dict() if state is None else state)
     try:
         for row in stream:
             number += 1

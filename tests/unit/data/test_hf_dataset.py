@@ -126,6 +126,19 @@ def test_bookmarks_spare_a_resumed_run_the_documents_before(tmp_path, monkeypatc
     assert 0 < len(read) < 8
 
 
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_run_that_is_resumed_often_inside_a_long_document_reads_the_same(tmp_path, streaming):
+    """A block that begins inside the first document after a resume leaves a bookmark too, which the next one uses."""
+    (tmp_path / "d").mkdir()
+    texts = [*DOCUMENTS[:5], "".join(chr(97 + n * n % 26) for n in range(2500)), *DOCUMENTS[5:]]
+    (tmp_path / "d" / "0.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    options = {"validation": 1e-9, "validation_split": "train", "streaming": streaming}
+    whole = take(make(tmp_path, tmp_path / "d", **options, cache=str(tmp_path / "other")), 60)
+    for step in range(0, 60, 6):
+        again = take(make(tmp_path, tmp_path / "d", **options), 6, {"step": step, "micro": 0})
+        assert all(torch.equal(a, b) for a, b in zip(again, whole[step:], strict=False))
+
+
 def test_a_damaged_bookmark_is_not_used(tmp_path):
     write(tmp_path / "d")
     whole = take(make(tmp_path, tmp_path / "d"), 20)
