@@ -148,5 +148,41 @@ def _zstandard(raw: IO[bytes], path: Path) -> Any:
                 f"{path} is compressed by Zstandard, which Python reads from 3.14 on\n"
                 "  expected the package: pip install 'moekit[datasets]' (or zstandard alone), or a .gz file"
             ) from None
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True), 1 << 17)
+        return io.BufferedReader(_Zstandard(raw, zstandard.ZstdDecompressor().decompressobj), 1 << 17)
     return zstd.ZstdFile(raw)
+
+
+class _Zstandard(io.RawIOBase):
+    """The content of all frames. The reader of ``zstandard`` itself ends a truncated file without an error.
+
+    Args:
+        raw: the compressed bytes.
+        frame: makes the decompressor of a frame.
+    """
+
+    def __init__(self, raw: IO[bytes], frame: Callable[[], Any]) -> None:
+        self._pieces = _frames(raw, frame)
+        self._held = memoryview(b"")
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills the buffer, in part perhaps; 0 at the end."""
+        while not self._held and (piece := next(self._pieces, None)) is not None:
+            self._held = memoryview(piece)
+        size = min(len(buffer), len(self._held))
+        buffer[:size], self._held = self._held[:size], self._held[size:]
+        return size
+
+
+def _frames(raw: IO[bytes], start: Callable[[], Any]) -> Iterator[bytes]:
+    frame, packed = None, b""
+    while packed := packed or raw.read(1 << 13):
+        frame = frame or start()
+        yield frame.decompress(packed)
+        packed = frame.unused_data
+        frame = None if frame.eof else frame
+    if frame is not None:
+        raise EOFError("it ends before its last frame does")

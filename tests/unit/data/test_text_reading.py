@@ -5,6 +5,7 @@ import codecs
 import gzip
 import json
 import lzma
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -103,6 +104,23 @@ def test_zstandard_is_read_or_its_package_is_named(tmp_path, monkeypatch):
     text = "".join(f"line {n}\n" for n in range(90)).encode()
     path.write_bytes(library.compress(text[:300]) + library.compress(text[300:]))  # two frames, as pzstd writes
     assert b"".join(texts(path)) == text
+
+
+@pytest.mark.parametrize("name", ["a.txt.zst", "a.jsonl.zst"])
+def test_a_truncated_zstandard_file_is_damaged_wherever_it_ends(tmp_path, name):
+    try:
+        from compression import zstd as library
+    except ImportError:
+        library = pytest.importorskip("zstandard")
+    path = tmp_path / name
+    lines = b"".join(b'{"text": "%s"}\n' % os.urandom(500).hex().encode() for _ in range(500))  # several blocks
+    first, second = library.compress(lines), library.compress(lines)
+    path.write_bytes(first + second)
+    assert sum(map(len, texts(path))) == 2 * (len(lines) if ".txt" in name else 500 * 1000)
+    for size in (2, len(first) // 2, len(first) - 1, len(first) + 2, len(first + second) - 1):
+        path.write_bytes((first + second)[:size])
+        with pytest.raises(DataError, match=rf"damaged: .*{name}: (.|\n)*expected a complete \.zst file"):
+            texts(path)
 
 
 @pytest.mark.parametrize("packed", [False, True])
