@@ -69,11 +69,13 @@ class Place(NamedTuple):
 
     Attributes:
         step, micro, micros: the optimizer step; its micro-batch, numbered over all ranks; the number of these.
+        ramp: shares of a batch in the first steps of the run, one for each; all later batches are whole.
     """
 
     step: int
     micro: int = 0
     micros: int = 1
+    ramp: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

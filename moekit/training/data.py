@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
 
@@ -32,8 +32,14 @@ def batch_at(
 ) -> Batch:
     """The training batch of one micro-batch of one step; ``micros`` of all ranks are numbered together."""
     generator = torch.Generator().manual_seed(seed_of(seed, "batch", step, micro))
-    share = 1.0 if ramp is None else ramp.share(step)
-    return data.batch_at(Place(step, micro, micros), generator, share)
+    if ramp is None:
+        return data.batch_at(Place(step, micro, micros), generator)
+    return data.batch_at(Place(step, micro, micros, _shares(ramp)), generator, ramp.share(step))
+
+
+@lru_cache(maxsize=1)
+def _shares(ramp: BatchRamp) -> tuple[float, ...]:
+    return tuple(map(ramp.share, range(ramp.steps)))
 
 
 def noise_seed(*, seed: int, step: int, micro: int) -> int:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import final
 
@@ -43,7 +44,8 @@ class HfDatasetData(Data):
         self.tokenizer: Tokenizer = build(spec.tokenizer)
         self._validation_S: Tensor | None = None
         self._lanes: dict[tuple[int, int], Lane] = {}
-        self._batches_per_block = -(-spec.shuffle_windows // spec.batch)
+        self._block = -(-spec.shuffle_windows // spec.batch) * spec.batch  # windows
+        self._ramp: tuple[tuple[float, ...], list[int]] = ((), [0])
         self._fingerprint = ""
 
     def prepare(self) -> None:
@@ -66,8 +68,8 @@ class HfDatasetData(Data):
     def partial_batch(self, generator: torch.Generator, share: float) -> Batch:
         """That share of ``batch`` windows, rounded, but at least one."""
         block = self._lane(1, 0).block(0)
-        rows = torch.randint(self._batches_per_block * self.spec.batch, (self._count(share),), generator=generator)
-        return self._batch(block, rows)
+        rows = torch.randint(self._block, (self._count(share),), generator=generator)
+        return self._as_batch(self._windows(block, rows))
 
     def batch_at(self, place: Place, generator: torch.Generator, share: float = 1.0) -> Batch:
         """The next windows of the micro-batch's lane, in the shuffled order of their block.
@@ -75,19 +77,21 @@ class HfDatasetData(Data):
         Raises:
             DataError: the lane has no documents, or one is not text.
         """
-        number, within = divmod(place.step, self._batches_per_block)
-        block = self._lane(place.micros, place.micro).block(number)
-        generator = torch.Generator().manual_seed(seed_of(0, "block", number, place.micro))
-        windows = self._batches_per_block * self.spec.batch
-        order = torch.randperm(windows, generator=generator) if self.spec.shuffle_windows > 1 else torch.arange(windows)
-        first = within * self.spec.batch
-        return self._batch(block, order[first : first + self._count(share)])
+        lane, found = self._lane(place.micros, place.micro), []
+        at = self._windows_before(place)
+        end = at + self._count(share)
+        while at < end:  # a batch that is not whole may end in the next block
+            number, first = divmod(at, self._block)
+            rows = self._order(number, place.micro)[first : first + end - at]
+            found.append(self._windows(lane.block(number), rows))
+            at += len(rows)
+        return self._as_batch(torch.cat(found))
 
     def validation_batches(self) -> Iterator[Batch]:
         """The first windows of the documents that validate."""
         tokens = self._ready()
         rows = torch.arange((len(tokens) - 1) // self.spec.seq)
-        return (self._batch(tokens, some) for some in torch.split(rows, self.spec.batch))
+        return (self._as_batch(self._windows(tokens, some)) for some in torch.split(rows, self.spec.batch))
 
     def describe(self) -> Mapping[str, str]:
         """What is read, how it is validated, and the tokens."""
@@ -119,10 +123,25 @@ class HfDatasetData(Data):
     def _count(self, share: float) -> int:
         return max(round(share * self.spec.batch), 1)
 
-    def _batch(self, tokens: Tensor, rows: Tensor) -> Batch:
-        index = rows[:, None] * self.spec.seq + torch.arange(self.spec.seq + 1)
+    def _windows_before(self, place: Place) -> int:
+        """Windows of the micro-batch's lane in all earlier steps."""
+        if self._ramp[0] != place.ramp:
+            self._ramp = place.ramp, list(accumulate(map(self._count, place.ramp), initial=0))
+        short = min(place.step, len(place.ramp))
+        return self._ramp[1][short] + (place.step - short) * self.spec.batch
+
+    def _order(self, number: int, micro: int) -> Tensor:
+        """The order of a block's windows."""
+        if self.spec.shuffle_windows == 1:
+            return torch.arange(self._block)
+        return torch.randperm(self._block, generator=torch.Generator().manual_seed(seed_of(0, "block", number, micro)))
+
+    def _windows(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        return tokens[rows[:, None] * self.spec.seq + torch.arange(self.spec.seq + 1)].long()
+
+    def _as_batch(self, windows: Tensor) -> Batch:
         end = end_of(self.tokenizer) if self.spec.marks_documents() else None
-        return window_batch(tokens[index].long(), self.tokenizer.num_bytes_V(), end)
+        return window_batch(windows, self.tokenizer.num_bytes_V(), end)
 
     def _ready(self) -> Tensor:
         if self._validation_S is None:
@@ -132,7 +151,6 @@ class HfDatasetData(Data):
     def _lane(self, lanes: int, lane: int) -> Lane:
         self._ready()
         if (lanes, lane) not in self._lanes:
-            tokens = self._batches_per_block * self.spec.batch * self.spec.seq
             about = FORMAT, self._origin(), repr(self.spec), self.tokenizer.state(), library().__version__
             name = key(*about, lanes, lane)
             root = folder(self.spec.cache)
@@ -147,7 +165,7 @@ class HfDatasetData(Data):
                     if not self._validates(text):
                         yield begins, self.tokenizer.stream([text]).to(torch.int32)
 
-            self._lanes[lanes, lane] = Lane(reader, tokens, bookmarks)
+            self._lanes[lanes, lane] = Lane(reader, self._block * self.spec.seq, bookmarks)
         return self._lanes[lanes, lane]
 
     def _validates(self, text: bytes) -> bool:

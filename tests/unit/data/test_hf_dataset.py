@@ -8,6 +8,7 @@ import torch
 
 from moekit.errors import DataError
 from moekit.registry import build
+from moekit.spec.recipe import BatchRamp
 from moekit.training.data import StepLoader
 from moekit_data.bpe import BytePairs
 from moekit_data.corpus import hash_of
@@ -90,6 +91,20 @@ def test_blocks_hold_each_window_of_the_stream_once_in_order(tmp_path, form, str
     found = take(data, 40)
     blocks = [sorted(torch.cat(found[i : i + 2]).tolist()) for i in range(0, 40, 2)]
     assert blocks == naive(1, 0, 40)
+
+
+def test_a_growing_batch_leaves_no_window_out_and_resumes(tmp_path):
+    """A batch may then end in the next block."""
+    ramp = BatchRamp(first=0.25, steps=8)
+    options = {"batch": 4, "shuffle_windows": 8}
+    grown = take(make(tmp_path, write(tmp_path / "d"), **options), 20, ramp=ramp)
+    assert [len(rows) for rows in grown] == [1, 1, 2, 2, 2, 3, 3, 4, *[4] * 12]
+    whole = torch.cat(take(make(tmp_path, tmp_path / "d", **options), 18))
+    assert torch.equal(torch.cat(grown), whole[: sum(map(len, grown))])
+    for step in (1, 5, 8, 13):
+        data = make(tmp_path, tmp_path / "d", **options)
+        again = take(data, 20 - step, {"step": step, "micro": 0}, ramp=ramp)
+        assert all(torch.equal(a, b) for a, b in zip(again, grown[step:], strict=True))
 
 
 @pytest.mark.parametrize("lanes", [2, 3])
