@@ -97,14 +97,17 @@ class StepLoader:
         try:
             sampled: dict[int, Future[Batch]] = {}  # by its position, which ``load_state_dict`` changes
             while self.position < end:
-                future = sampled.get(self.position)
-                batch = self._at(self.position) if future is None else future.result()
+                batch = self.wait(sampled.get(self.position))
                 self.position += 1
                 if self.ahead and self.position < end:
                     sampled = {self.position: thread.submit(self._at, self.position)}
                 yield batch
         finally:
             thread.shutdown(wait=False, cancel_futures=True)
+
+    def wait(self, sampled: Future[Batch] | None) -> Batch:
+        """The batch at the position: made here, or awaited from the thread. So long training stops for data."""
+        return self._at(self.position) if sampled is None else sampled.result()
 
     def _at(self, position: int) -> Batch:
         step, micro = divmod(position, self.accumulate)

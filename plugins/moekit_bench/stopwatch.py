@@ -9,11 +9,15 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from moekit.training.data import StepLoader
 from moekit.training.module import LitMoE
 from moekit_bench.measure import Clock
 
 TIMED: Final = ("data", "forward", "objective", "backward", "optimizer", "balance", "bookkeeping", "logging")
-"""Timed parts of a step, each without the parts nested in it; the rest of the step is ``lightning``: its loop."""
+"""Timed parts of a step, each without the parts nested in it; the rest of the step is ``lightning``: its loop.
+
+``data`` is what training waits for a batch; nothing, where a thread has it ready.
+"""
 
 OUTSIDE: Final = ("data", "balance", "bookkeeping", "logging", "lightning")
 """Parts that are neither the model's, the objective's nor the optimizer's."""
@@ -48,7 +52,6 @@ class Stopwatch(Callback):
         self._mark: Any = None
         self._step = 0
         for owner, name, part in (
-            (module.prepare(), "train_batch", "data"),
             (module.model, "on", "forward"),
             (module.objective, "forward", "objective"),
             (module.balance, "observe", "balance"),
@@ -59,6 +62,7 @@ class Stopwatch(Callback):
             (module, "on_before_optimizer_step", "optimizer"),
         ):
             setattr(owner, name, self._timed(part, getattr(owner, name)))
+        setattr(module, "train_dataloader", self._timing_waits(module.train_dataloader))  # noqa: B010
         setattr(module, "on_before_optimizer_step", self._marking_end(module.on_before_optimizer_step))  # noqa: B010
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -105,6 +109,16 @@ class Stopwatch(Callback):
             finally:
                 self._inside.pop()
                 self._spans.append(Span(part, start, self.clock.mark(), inside))
+
+        return _call
+
+    def _timing_waits(self, loader: Callable[[], StepLoader]) -> Callable[[], StepLoader]:
+        """A thread may sample batches during a step: only what training waits for is a part of the step."""
+
+        def _call() -> StepLoader:
+            made = loader()
+            setattr(made, "wait", self._timed("data", made.wait))  # noqa: B010
+            return made
 
         return _call
 
