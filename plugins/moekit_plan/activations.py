@@ -18,7 +18,9 @@ from moekit.parallel.traffic import row_dtype
 from moekit.params import build_on_meta
 from moekit.registry import build, current
 from moekit.spec.kinds import DispatcherSpec, ModelSpec, ObjectiveSpec
+from moekit.spec.recipe import Start
 from moekit.spec.replacing import replace_all
+from moekit.training.run.start import freeze
 from moekit_plan.live_memory import LiveBytes
 from moekit_plan.saved_memory import SavedStorages
 from moekit_plan.weight_bytes import replace_each_tensor
@@ -78,33 +80,56 @@ class Pass:
         return sum(self.saved.values())
 
 
-def measure(spec: ModelSpec, objective: ObjectiveSpec | None, *, batch: int, sequence: int, precision: str) -> Pass:
+def model_on_meta(spec: ModelSpec, start: Start | None) -> Model:
+    """The model of a spec, without memory; the weights that a run does not train are frozen.
+
+    Raises:
+        MoekitError: a tensor of 2**63 bytes or more.
+        SpecError: ``start`` names a part that the model lacks, or leaves nothing to train.
+    """
+    model = build_on_meta(spec)
+    if start is not None:
+        freeze(model, start)
+    return model
+
+
+def measure(
+    spec: ModelSpec,
+    objective: ObjectiveSpec | None,
+    *,
+    batch: int,
+    sequence: int,
+    precision: str,
+    start: Start | None = None,
+) -> Pass:
     """Runs a micro-batch of B sequences of S tokens through a model that is never allocated.
 
-    Without an objective, the loss is the mean of the output. ``precision`` is a key of ``DTYPES``.
+    Without an objective, the loss is the mean of the output. ``precision`` is a key of ``DTYPES``. ``start`` says which
+    weights are trained.
 
     Raises:
         MoekitError: a module that is not a dispatcher reads numbers on the host, so it cannot run without storage.
     """
     try:
-        return _without_storage(spec, objective, batch, sequence, precision)
+        return _without_storage(spec, objective, start, batch, sequence, precision)
     except HOST_READS:
         pass
     grouped = current().get("dispatcher", SUBSTITUTE).spec_class
     substituted = replace_all(spec, DispatcherSpec, lambda _: cast(DispatcherSpec, grouped()))
     try:
-        return replace(_without_storage(substituted, objective, batch, sequence, precision), substitute=SUBSTITUTE)
+        measured = _without_storage(substituted, objective, start, batch, sequence, precision)
     except HOST_READS as error:
         raise MoekitError(
             f"{type(spec).__name__} cannot be planned: a part of it reads numbers on the host, and a plan has none\n"
             f"  {error}\n  expected a model that runs on tensors without storage, whatever its dispatcher"
         ) from error
+    return replace(measured, substitute=SUBSTITUTE)
 
 
 def _without_storage(
-    spec: ModelSpec, objective: ObjectiveSpec | None, batch: int, sequence: int, precision: str
+    spec: ModelSpec, objective: ObjectiveSpec | None, start: Start | None, batch: int, sequence: int, precision: str
 ) -> Pass:
-    model = build_on_meta(spec)
+    model = model_on_meta(spec, start)
     loss = None if objective is None else build(objective)
     dtype, _ = DTYPES[precision]
     with FakeTensorMode():

@@ -32,8 +32,8 @@ EXPLAIN = """\
   optimizer    the same for each tensor of the optimizer's state; its tensors are found by one step of a tiny model
   gathered     b * (all outside of blocks + two blocks), all-gathered: the current block and the next. Under bf16-mixed
                2 for b where experts are sharded over R > 1 ranks and ep > 1, or all else is replicated
-  their grads  b * (all outside of blocks + one block), before they are reduced over ranks; with --reduce step and
-               several micro-batches max(4, b) * all
+  their grads  b * (all outside of blocks + one block) of trained parameters, before they are reduced over ranks; with
+               --reduce step and several micro-batches max(4, b) * all of them
   copies       of the E/ep experts in autocast's dtype: all layers', or one layer's with activation checkpointing; none
                of experts that are gathered in it
   activations  saved for backward by the blocks: the sum of all storages that autograd saves in a forward pass

@@ -9,11 +9,11 @@ from typing import Any, cast
 
 from moekit.errors import MoekitError
 from moekit.moe_layer import MoELayer
-from moekit.params import build_on_meta, countable
+from moekit.params import countable
 from moekit.registry import current
 from moekit.spec.kinds import ModelSpec, MoE, OptimizerSpec
 from moekit.spec.recipe import Recipe
-from moekit_plan.activations import DTYPES, REST, LayerUse, Pass, measure
+from moekit_plan.activations import DTYPES, REST, LayerUse, Pass, measure, model_on_meta
 from moekit_plan.communication import DeviceTraffic, traffic_of
 from moekit_plan.nodes import NodeTraffic, between_nodes
 from moekit_plan.request import PlanRequest
@@ -119,7 +119,7 @@ class RunPlanner:
 
     def __init__(self, recipe: Recipe, on_progress: Callable[[str], object] = lambda text: None) -> None:
         self.recipe, self.on_progress = recipe, on_progress
-        model = self._model = build_on_meta(recipe.model)
+        model = self._model = model_on_meta(recipe.model, recipe.start)
         self.weights: list[Weight] = weights_of(model)
         self.buffers = sum(b.numel() * b.element_size() for b in model.buffers())
         self.mixtures = {name: m.spec for name, m in model.named_modules() if isinstance(m, MoELayer)}
@@ -170,6 +170,7 @@ class RunPlanner:
                 self._passes[key] = measure(
                     with_recompute(self.recipe.model, recompute),
                     self.recipe.objective,
+                    start=self.recipe.start,
                     batch=request.batch,
                     sequence=request.sequence,
                     precision=request.precision,
@@ -181,17 +182,17 @@ class RunPlanner:
         itemsize = request.itemsize
         layers = {name: (self._spec(name), use) for name, use in measured.layers.items()}
         traffic = traffic_of(layout, request, self.weights, layers, recompute)
-        rest, block, blocks = gathered_numbers(self.weights, layout)
+        trained = [w for w in self.weights if w.trained]
         gathered = gathered_numbers(
             self.weights, layout, lambda w: w.gathered_itemsize(layout, request.precision, itemsize)
         )
         outside = measured.saved.get(REST, 0)
         memory = Memory(
             parameters=sharded_numbers(self.weights, layout) * itemsize + self.buffers,
-            gradients=sharded_numbers([w for w in self.weights if w.trained], layout) * itemsize,
+            gradients=sharded_numbers(trained, layout) * itemsize,
             optimizer=optimizer_bytes(self.weights, self.state(request.precision), layout),
             gathered=gathered[0] + min(2 * gathered[1], gathered[2]),
-            gathered_gradients=_unreduced(request, rest, block, blocks),
+            gathered_gradients=_unreduced(request, *gathered_numbers(trained, layout)),
             copies=self._copies(layout, request, measured),
             activations=measured.activations - outside,
             outside=outside,

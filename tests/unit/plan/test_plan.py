@@ -11,6 +11,7 @@ from torch import Tensor
 from moekit import load
 from moekit.errors import MoekitError
 from moekit.registry import Registry
+from moekit.spec.recipe import Start
 from moekit.training import LitMoE
 from moekit.training.optim import optimizer_of
 from moekit_plan.activations import REST, Pass, empty_batch
@@ -32,6 +33,8 @@ def size(tensors: object) -> int:
         ("switch", "adamw", ("model.tied=true",)),
         ("gshard", "adamw", ()),
         ("shazeer2017", "adamw", ()),
+        ("deepseek_v3", "adamw", ("compare=null", "start={run: some/run, freeze: [experts, embedding]}")),
+        ("deepseek_v3", "adamw", ("compare=null", "start={run: some/run, train: [attention, head]}")),
     ],
 )
 def test_a_plan_of_one_process_is_exact_to_the_byte(name: str, optimizer: str, overrides: tuple[str, ...]) -> None:
@@ -51,6 +54,15 @@ def test_a_plan_of_one_process_is_exact_to_the_byte(name: str, optimizer: str, o
     assert memory.gradients == size(p.grad for p in module.model.parameters() if p.grad is not None)
     assert memory.optimizer == size(state)
     assert memory.gathered == memory.gathered_gradients == memory.copies == memory.exchange == 0
+
+
+def test_gradients_of_weights_that_a_run_does_not_train_are_not_planned() -> None:
+    """Nor what backward would need for them alone. They are gathered like all others."""
+    whole = load("deepseek_v3", ["compare=null"])
+    recipe = replace(whole, start=Start(run="some/run", train=["attention", "head"]))
+    tuned, every = (plan_of(each, 4, (1,)).rows[0].memory for each in (recipe, whole))
+    assert tuned.gathered == every.gathered and 2 * tuned.gathered_gradients < every.gathered_gradients
+    assert tuned.activations < every.activations
 
 
 def test_without_an_optimizer_the_default_one_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +107,7 @@ def test_every_term_of_memory_is_as_computed_by_hand(monkeypatch: pytest.MonkeyP
         gradients=(192 + 96 + 256 + 96) * 4,  # the router is not trained
         optimizer=0,
         gathered=(768 + 2 * (128 + 512)) * 4,  # outside of blocks, the largest block, and the next
-        gathered_gradients=(768 + 128 + 512) * 4,
+        gathered_gradients=(768 + 512) * 4,
         copies=800 // 2,
         activations=1000,
         outside=300,
