@@ -13,6 +13,7 @@ from moekit.errors import DataError
 from moekit.files import read_regular
 
 LARGEST = 16 << 20  # bytes of a template or of tokenizer_config.json
+MARK = "\ue000"  # a character of private use
 Message = Mapping[str, Any]
 Render = Callable[[Sequence[Message], bool], str]
 """The text of messages; if the flag is set, with what comes before the next message of the assistant."""
@@ -62,13 +63,19 @@ def segments(messages: Sequence[Message], roles: Collection[str], render: Render
 
 
 def _start_of(message: Message, earlier: Sequence[Message], whole: str, before: str, render: Render) -> int:
-    """Where the learnt text of a message begins: after the header that a template puts before an answer."""
+    """Where the learnt text of a message begins: after the header that a template puts before it.
+
+    A search for the message would find short ones inside the header: a mark in its place shows where it begins.
+    """
     if message["role"] == "assistant":
         header = render(earlier, True)
         if whole.startswith(header):
             return len(header)
-    at = whole.find(str(message["content"]), len(before))
-    return len(before) if at < 0 else at
+    marked = render([*earlier, {**message, "content": MARK}], False)
+    at = marked.find(MARK, len(before))
+    if at >= 0 and whole.startswith(marked[:at]):
+        return at
+    return max(whole.rfind(str(message["content"]), len(before)), len(before))
 
 
 def template_of(folder: Path) -> Render:

@@ -56,11 +56,12 @@ def rows_of(batch: Batch) -> list[list[tuple[int, int]]]:
 @pytest.mark.parametrize("roles", [["assistant"], ["user"], ["assistant", "user", "system"]])
 def test_learnt_tokens_are_those_of_the_reference(tmp_path: Path, roles: list[str]) -> None:
     chats = [TALK, [*TALK[1:3]], [*TALK[:3], {"role": "user", "content": "<assistant>\nno"}, TALK[4]]]
+    chats += [[{"role": "user", "content": text}, TALK[2]] for text in ("user", "u", ">", "", "\n", " \n<user>\nu")]
     data = data_of(tmp_path, chats, roles=roles, batch=2)
     tokens = build(Bytes())
     expected = {tuple(naive_chat(c, roles, lambda text: tokens.encode(text).tolist(), tokens.end)) for c in chats}
     found = {tuple(row) for batch in data.validation_batches() for row in rows_of(batch)}
-    for seed in range(8):
+    for seed in range(32):
         found |= {tuple(row) for row in rows_of(data.train_batch(torch.Generator().manual_seed(seed)))}
     assert found == expected
 
@@ -84,6 +85,19 @@ def test_a_template_says_where_an_answer_begins_and_ends(tmp_path: Path) -> None
     assert [text for text, learnt in found if learnt] == ["4<|im_end|>\n", "6<|im_end|>\n"]
     assert segments(TALK, ["user"], render)[1] == ("2 + 2?<|im_end|>\n", True)
     assert [text for text, learnt in segments(TALK, ["assistant"], plain) if learnt] == ["4\n", "6\n"]
+
+
+@pytest.mark.parametrize("text", ["user", "e", "|", "\n", "<|im_start|>user\nuser", ""])
+def test_what_is_learnt_begins_after_the_header_whatever_the_message_says(tmp_path: Path, text: str) -> None:
+    render = template_of(folder_with(tmp_path, CHATML))
+    talk = [TALK[0], {"role": "user", "content": text}, TALK[2]]
+    assert [part for part, learnt in segments(talk, ["user"], render) if learnt] == [f"{text}<|im_end|>\n"]
+
+
+def test_a_template_that_changes_a_message_is_searched_for_it(tmp_path: Path) -> None:
+    shown = "{% for m in messages %}{{ m['role'] + (': ' if m['content'] == 'u' else ' says ') + m['content'] + '.' }}"
+    render = template_of(folder_with(tmp_path, shown + "{% endfor %}"))
+    assert segments([{"role": "user", "content": "u"}], ["user"], render) == [("user: ", False), ("u.", True)]
 
 
 @pytest.mark.parametrize(
