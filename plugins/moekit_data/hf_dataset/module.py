@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
-from pathlib import Path
 from typing import final
 
 import torch
@@ -22,7 +20,7 @@ from moekit.seeds import seed_of
 from moekit_data.corpus import hash_of
 from moekit_data.hf_dataset import HfDataset
 from moekit_data.hf_dataset.lanes import FORMAT, Bookmarks, Lane
-from moekit_data.hf_dataset.opening import State, documents, library, open_split
+from moekit_data.hf_dataset.opening import State, documents, library, local_files, open_split, sample_of
 from moekit_data.text_files.store import cannot_write, folder, key
 from moekit_data.windows import end_of, window_batch
 
@@ -104,7 +102,7 @@ class HfDatasetData(Data):
         }
 
     def fingerprint(self) -> str:
-        """A checksum of the start of the stream, the validation set, and the names and sizes of local files."""
+        """A checksum of the start of the stream, the validation set, and names, sizes and samples of local files."""
         return self._fingerprint
 
     def load_state(self, state: Mapping[str, object]) -> None:
@@ -151,8 +149,9 @@ class HfDatasetData(Data):
     def _lane(self, lanes: int, lane: int) -> Lane:
         self._ready()
         if (lanes, lane) not in self._lanes:
-            about = FORMAT, self._origin(), repr(self.spec), self.tokenizer.state(), library().__version__
-            name = key(*about, lanes, lane)
+            about = FORMAT, self._fingerprint, repr(self.spec), self.tokenizer.state(), library().__version__
+            times = [each.stat().st_mtime_ns for each in local_files(self.spec)]  # bookmarks of other text are wrong
+            name = key(*about, times, lanes, lane)
             root = folder(self.spec.cache)
             try:
                 bookmarks = Bookmarks(root / "streams" / f"{name}.jsonl")
@@ -196,14 +195,12 @@ class HfDatasetData(Data):
             )
         return tokens
 
-    def _origin(self) -> list[object]:
-        """What names the data set, with the names and sizes of its local files."""
+    def _named(self) -> list[str | None]:
+        """What names the data set."""
         spec = self.spec
-        patterns = spec.data_files or ([f"{spec.path}/**"] if Path(spec.path).is_dir() else [])
-        files = sorted(file for each in patterns for file in glob.glob(each, recursive=True) if os.path.isfile(file))
-        named = [os.path.basename(spec.path), spec.name, spec.revision, spec.split, spec.validation_split]
-        return [*named, [[os.path.basename(file), os.path.getsize(file)] for file in files]]
+        return [os.path.basename(spec.path), spec.name, spec.revision, spec.split, spec.validation_split]
 
     def _checksum(self) -> str:
-        text = json.dumps([self._origin(), super().fingerprint(), moekit.__version__.partition(".")[0]])
+        files = [[each.name, each.stat().st_size, sample_of(each)] for each in local_files(self.spec)]
+        text = json.dumps([self._named(), files, super().fingerprint(), moekit.__version__.partition(".")[0]])
         return hashlib.sha256(text.encode()).hexdigest()

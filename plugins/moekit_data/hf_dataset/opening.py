@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import glob
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from moekit.errors import DataError
 from moekit_data.hf_dataset import HfDataset
 from moekit_data.text_files.files import searched_folder
 from moekit_data.text_files.reading import text_in
+
+PIECE, PIECES = 1 << 14, 16
+"""Bytes of a piece of a local file, and how many of them are compared when a run is resumed."""
 
 State = dict[str, Any]
 """Which document of a stream is the next, as ``datasets`` notes it; plain values."""
@@ -68,6 +72,32 @@ def open_split(spec: HfDataset, split: str, lanes: int = 1, lane: int = 0) -> An
             f"datasets cannot open split '{split}' of {spec.path}: {first}\n"
             "  expected a name on the hub, a folder, or a format with data.data_files"
         ) from error
+
+
+def local_files(spec: HfDataset) -> list[Path]:
+    """The files of a data set that is not on the hub."""
+    patterns = spec.data_files or ([f"{spec.path}/**"] if Path(spec.path).is_dir() else [])
+    found = (Path(file) for each in patterns for file in glob.glob(each, recursive=True))
+    return sorted(file for file in found if file.is_file())
+
+
+def sample_of(path: Path) -> str:
+    """A checksum of a local file: of its start, its end and pieces between at equal distances; of all if it is small.
+
+    A copy has the same one.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    size, digest = path.stat().st_size, hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            for number in range(PIECES):
+                file.seek(number * max(size - PIECE, (PIECES - 1) * PIECE) // (PIECES - 1))
+                digest.update(file.read(PIECE))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}\n  expected a readable file") from error
+    return digest.hexdigest()
 
 
 def documents(spec: HfDataset, split: str, stream: Any, state: State | None = None) -> Iterator[tuple[State, bytes]]:

@@ -1,6 +1,7 @@
 """A stream of documents gives each micro-batch its own, and is resumed exactly; all data is local."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -200,6 +201,30 @@ def test_other_data_has_another_fingerprint(tmp_path):
     with (tmp_path / "d" / "3.jsonl").open("a") as file:
         file.write('\n{"text": "one more, far from the start"}')
     assert make(tmp_path, tmp_path / "d").fingerprint() != first
+
+
+@pytest.mark.parametrize("longer", [1, 1000])
+def test_an_edit_that_keeps_the_size_is_noticed_and_a_copy_is_the_same_data(tmp_path, longer):
+    """In a small file anywhere; in a large one in the pieces that are compared, such as the last."""
+    folder = write(tmp_path / "d", files=1)
+    path = folder / "0.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in DOCUMENTS * longer))
+    first = make(tmp_path, folder).fingerprint()
+    shutil.copytree(folder, tmp_path / "copy")
+    assert make(tmp_path, tmp_path / "copy").fingerprint() == first
+    before, _, after = path.read_text().rpartition("document 50")
+    path.write_text(f"{before}document 5O{after}")
+    assert make(tmp_path, folder).fingerprint() != first
+
+
+def test_bookmarks_of_files_that_have_changed_since_are_not_used(tmp_path):
+    path = write(tmp_path / "d", files=1) / "0.jsonl"
+    take(make(tmp_path, tmp_path / "d"), 20)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[-1], *lines[1:-1], lines[0]]))
+    fresh = take(make(tmp_path, tmp_path / "d", cache=str(tmp_path / "other")), 20)
+    again = take(make(tmp_path, tmp_path / "d"), 2, {"step": 18, "micro": 0})
+    assert all(torch.equal(a, b) for a, b in zip(again, fresh[18:], strict=True))
 
 
 @pytest.mark.parametrize(
