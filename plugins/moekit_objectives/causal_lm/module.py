@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from moekit.contracts import Batch, LossSum, ModelOutput, Objective
 from moekit.contracts.run import NOT_LEARNT
+from moekit.routing import Routing
 from moekit_objectives.causal_lm import CausalLM
 
 
@@ -45,8 +47,9 @@ class CausalLMObjective(Objective):
         if self.spec.z_loss:
             total = total + self.spec.z_loss * _squared_z(output.y, target_BS)
         metrics = {"loss": (nats.detach(), count)}
-        if self.spec.pooled_balance:
-            value = pooled_balance(output)
+        # Without mixtures there is no such loss: a dense model, or a part of an output that is scored alone.
+        if self.spec.pooled_balance and (routings := _routings(output)):
+            value = pooled_balance(routings)
             total = total + self.spec.pooled_balance * value * count
             metrics["pooled_balance"] = (value.detach() * count, count)
         if batch.num_bytes is not None:
@@ -64,14 +67,16 @@ def _later(target_BS: Tensor, batch: Batch, k: int) -> Tensor:
     return later_BS.where(document_BS[:, :-k] == document_BS[:, k:], NOT_LEARNT)
 
 
-def pooled_balance(output: ModelOutput) -> Tensor:
-    """0-d: ``E · sum_e f_e · P_e`` over the valid tokens of all layers that are not an encoder's; 0 without any.
+def _routings(output: ModelOutput) -> list[Routing]:
+    """Those of all layers that are not an encoder's."""
+    return [report.routing for name, report in output.reports.items() if name not in output.of_source]
+
+
+def pooled_balance(routings: Sequence[Routing]) -> Tensor:
+    """0-d: ``E · sum_e f_e · P_e`` over the valid tokens of all layers.
 
     f is the number of tokens that chose an expert, P the softmax of the logits, both divided by the number of tokens.
     """
-    routings = [report.routing for name, report in output.reports.items() if name not in output.of_source]
-    if not routings:
-        return output.y.new_zeros(())
     load_E = torch.stack([routing.load_E() for routing in routings]).sum(0)
     count = torch.stack([routing.num_valid() for routing in routings]).sum().clamp(min=1)
     share_TE = [

@@ -38,10 +38,11 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps([asdict(each) for each in scores], indent=1))
         return 0
     declared = metrics_of(recipe)
-    infos = {name: declared.get(name, MetricInfo(name)) for name in scores[0].values}
+    infos = {name: declared.get(name, MetricInfo(name)) for name in scores[-1].values}
     rows = [("domain", "sequences", "tokens", *(info.with_unit() for info in infos.values()))]
     for each in scores:
-        values = (infos[name].format(each.values[name]) for name in infos)
+        # A domain has no value of a loss over the routing of a batch.
+        values = (info.format(each.values[name]) if name in each.values else "" for name, info in infos.items())
         rows.append((each.domain, f"{each.sequences:,}", f"{each.tokens:,}", *values))
     print("\n".join(text.table(text.to_the_right(rows))))
     return 0

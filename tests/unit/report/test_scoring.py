@@ -48,6 +48,17 @@ def test_a_domain_scores_as_a_model_that_reads_it_alone(run: Run) -> None:
     assert scores[1].values["loss"] == pytest.approx(total / count, rel=1e-5)
 
 
+def test_a_loss_over_mixtures_is_scored_for_the_whole_alone(tiny: Make, tmp_path: Path, capsys: Any) -> None:
+    """A domain's part of the output says nothing about routing: no number is better than 0."""
+    tree = tiny(objective={"use": "causal_lm", "pooled_balance": 0.01}, trainer={"max_steps": 2})
+    run = moekit.train(tree, out=tmp_path / "runs", quiet=True)
+    *domains, whole = score(run)[0]
+    assert whole.values["pooled_balance"] > 0
+    assert [sorted(each.values) for each in domains] == [["bits_per_byte", "loss"]] * 2
+    assert main(["eval", str(run.path)]) == 0
+    assert "balance loss" in capsys.readouterr().out
+
+
 def test_another_corpus_is_scored_with_the_vocabulary_of_the_run(tiny: Make, tmp_path: Path, capsys: Any) -> None:
     tree = tiny(trainer={"max_steps": 2, "val_check_interval": 2})
     tree["data"]["tokenizer"] = {"use": "bpe", "vocab": 264}
