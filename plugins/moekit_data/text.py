@@ -80,6 +80,7 @@ class TextData(Data):
         if weights is not None:
             shares = (f"{name} {weight / sum(weights):.1%}" for name, weight in zip(self._names, weights, strict=True))
             notes["mixture"] = ", ".join(shares)
+        notes |= self._describe_validation(self._validation)
         self._described = notes | {"tokens": self._describe_tokens(domains)}
 
     def train_batch(self, generator: torch.Generator) -> Batch:
@@ -137,6 +138,15 @@ class TextData(Data):
         if self.spec.temperature is not None:
             return [len(domain.train) ** (1 / self.spec.temperature) for domain in domains]
         return [given.get(name, 1.0) for name in names] if given else None
+
+    def _describe_validation(self, windows: Windows) -> dict[str, str]:
+        """Says if a small domain limits the validation set, which has as many windows of each."""
+        wanted = self.spec.validation_windows
+        if (found := windows.num_spread(wanted)) == wanted:
+            return {}
+        smallest = min((length, name) for length, name in zip(windows.lengths, self._names, strict=True) if length)[1]
+        said = f"{count(found, 'window')} per domain, of the {wanted:,} requested, limited by domain {smallest}"
+        return {"validation": said}
 
     def _describe_tokens(self, domains: list[TokenDomain]) -> str:
         words = self.tokenizer.describe()

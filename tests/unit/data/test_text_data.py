@@ -32,6 +32,18 @@ def make(folder, **options):
 PAIRS = {"tokenizer": BytePairs(vocab=300)}
 
 
+def test_a_domain_that_limits_the_validation_set_is_named(folder):
+    (Path(folder) / "small").mkdir()
+    (Path(folder) / "small" / "0.txt").write_text(WORDS * 5)
+    few, many = make(folder), make(folder, validation_windows=1000)
+    for data in (few, many):
+        data.prepare()
+    assert "validation" not in few.describe()
+    count = sum(len(batch.inputs) for batch in many.validation_batches()) // 3
+    said = f"{count} windows per domain, of the 1,000 requested, limited by domain small"
+    assert many.describe()["validation"] == said
+
+
 @pytest.mark.parametrize("options", [{}, PAIRS], ids=["bytes", "bpe"])
 def test_the_state_is_plain_and_enough_to_encode_and_decode(folder, options):
     data = make(folder, **options)
