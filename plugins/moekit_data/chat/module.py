@@ -47,6 +47,7 @@ class ChatData(Data):
         self._train: list[Row] = []
         self._validation: list[Row] = []
         self._read: list[list[list[Segment]]] = []
+        self._copies = 0
         self._notes: dict[str, str] = {}
         self._fingerprint = ""
 
@@ -60,10 +61,12 @@ class ChatData(Data):
             return
         spec = self.spec
         render = plain if spec.template is None else template_of(Path(spec.template))
-        splits = [_read(Path(spec.path))]
-        splits = (
-            [*splits, _read(Path(spec.validation_path))] if spec.validation_path else _split(splits[0], spec.validation)
-        )
+        chats = _read(Path(spec.path))
+        if spec.validation_path:
+            splits = _without_copies(chats, _read(Path(spec.validation_path)))
+            self._copies = len(chats) - len(splits[0])
+        else:
+            splits = _split(chats, spec.validation)
         text = [[segments(chat, spec.roles, render) for chat in split] for split in splits]
         self._fingerprint = hashlib.sha256(repr(text).encode()).hexdigest()
         if not self.tokenizer.spelling:
@@ -75,16 +78,18 @@ class ChatData(Data):
         rows = [[self._row(chat) for chat in split] for split in self._read]
         kept = [[row for row in split if row.learnt[1:].any()] for split in rows]
         self._train, self._validation = kept
+        copies = f"; {self._copies:,} that validate were left out of training" if self._copies else ""
         if not kept[0] or not kept[1]:
             raise DataError(
-                f"{self.spec.path}: {len(kept[0])} conversations to train on, {len(kept[1])} to validate with\n"
+                f"{self.spec.path}: {len(kept[0])} conversations to train on, {len(kept[1])} to validate with{copies}\n"
                 f"  expected messages of {' or '.join(self.spec.roles)} in the first data.seq={self.spec.seq} tokens"
             )
         read, learnt = (sum(int(part) for part in parts) for parts in zip(*map(_sizes, kept[0]), strict=True))
         left = sum(map(len, rows)) - sum(map(len, kept))
         self._notes = {
             "chats": f"train {len(kept[0]):,}, validation {len(kept[1]):,}"
-            + (f"; {left:,} skipped, in which nothing is learnt" if left else ""),
+            + (f"; {left:,} skipped, in which nothing is learnt" if left else "")
+            + copies,
             "tokens": f"{self.tokenizer.describe()}; {learnt:,} of {read:,} are learnt ({', '.join(self.spec.roles)})",
         }
 
@@ -161,6 +166,14 @@ def _split(chats: list[list[dict[str, str]]], share: float) -> list[list[list[di
     while first < len(order) and order[first] == order[first - 1]:
         first += 1
     return [order[first:], order[:first]]
+
+
+def _without_copies(
+    chats: list[list[dict[str, str]]], validation: list[list[dict[str, str]]]
+) -> list[list[list[dict[str, str]]]]:
+    """Training and validation conversations; one that is in both files validates."""
+    held = set(map(repr, validation))
+    return [[chat for chat in chats if repr(chat) not in held], validation]
 
 
 def _read(path: Path) -> list[list[dict[str, str]]]:

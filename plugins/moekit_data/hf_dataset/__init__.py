@@ -32,11 +32,13 @@ class HfDataset(TextSpec):
     )  # fmt: skip
 
     def check(self) -> Iterable[str]:
-        """Names must not be empty."""
+        """Names must not be empty, and no part both trains and validates."""
         for option_name in ("path", "split", "validation_split", "text_key"):
             value = getattr(self, option_name)
             if value is not None and not value.strip():
                 yield f"{option_name} is empty"
+        if self.validation_split == self.split:
+            yield f"split={self.split!r} would also validate; give another validation_split, or null for a share of it"
         if self.data_files is not None and not all(each.strip() for each in self.data_files):
             yield f"data_files={self.data_files!r} must be names of files, or null"
         if self.cache is not None and not self.cache.strip():

@@ -147,6 +147,15 @@ def test_conversations_in_which_nothing_is_learnt_are_skipped_and_counted(tmp_pa
         data_of(tmp_path, [TALK, TALK[1:3]], roles=["tool"])
 
 
+def test_a_conversation_that_validates_does_not_train(tmp_path: Path) -> None:
+    held = tmp_path / "held.jsonl"
+    held.write_text(json.dumps({"messages": TALK}) + "\n")
+    data = data_of(tmp_path, [TALK, TALK[1:3], TALK], validation_path=str(held))
+    assert data.describe()["chats"] == "train 1, validation 1; 2 that validate were left out of training"
+    with pytest.raises(DataError, match="0 conversations to train on, 1 to validate with; 1 that validate were left"):
+        data_of(tmp_path, [TALK], validation_path=str(held))
+
+
 def test_the_same_file_gives_the_same_split_and_another_text_another_fingerprint(tmp_path: Path) -> None:
     one, two = (build(Chat(path=str(CHATS))) for _ in range(2))
     one.prepare()

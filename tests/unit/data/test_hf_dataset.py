@@ -146,12 +146,12 @@ def test_bookmarks_spare_a_resumed_run_the_documents_before(tmp_path, monkeypatc
 def test_a_run_that_is_resumed_often_inside_a_long_document_reads_the_same(tmp_path, streaming):
     """A block that begins inside the first document after a resume leaves a bookmark too, which the next one uses."""
     (tmp_path / "d").mkdir()
-    texts = [*DOCUMENTS[:5], "".join(chr(97 + n * n % 26) for n in range(2500)), *DOCUMENTS[5:]]
+    texts = [*DOCUMENTS[:6], "".join(chr(97 + n * n % 26) for n in range(2500)), *DOCUMENTS[6:]]
+    assert hash_of(texts[6].encode()) > 0.1  # so that it trains
     (tmp_path / "d" / "0.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    options = {"validation": 1e-9, "validation_split": "train", "streaming": streaming}
-    whole = take(make(tmp_path, tmp_path / "d", **options, cache=str(tmp_path / "other")), 60)
+    whole = take(make(tmp_path, tmp_path / "d", streaming=streaming, cache=str(tmp_path / "other")), 60)
     for step in range(0, 60, 6):
-        again = take(make(tmp_path, tmp_path / "d", **options), 6, {"step": step, "micro": 0})
+        again = take(make(tmp_path, tmp_path / "d", streaming=streaming), 6, {"step": step, "micro": 0})
         assert all(torch.equal(a, b) for a, b in zip(again, whole[step:], strict=False))
 
 
@@ -185,6 +185,11 @@ def test_a_split_of_the_data_set_validates(tmp_path):
     assert all("other" in data.tokenizer.decode(row) for batch in data.validation_batches() for row in batch.inputs)
     assert "train" in data.tokenizer.decode(take(data, 1)[0].flatten())
     assert data.describe()["validation"] == "2 windows of split test"
+
+
+def test_a_part_that_would_train_and_validate_is_refused():
+    with pytest.raises(ValueError, match=r"split='train' would also validate; give another validation_split"):
+        HfDataset(path="a", validation_split="train")
 
 
 def test_tokens_are_learnt_from_the_start_of_the_stream(tmp_path):
