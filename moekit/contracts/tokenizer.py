@@ -67,8 +67,8 @@ class Tokenizer(ABC):
         pieces = (piece for text in documents for piece in (self.encode(text.decode("utf-8")), last))
         return torch.cat([last[:0], *pieces])
 
-    def num_bytes_V(self) -> Tensor:
-        """int64 ``[V]``: how many bytes of text each token spells."""
+    def num_bytes_V(self) -> Tensor | None:
+        """int64 ``[V]``: how many bytes of text each token spells; None if those of a text do not add up to it."""
         return torch.tensor([len(piece) for piece in self.spelling])
 
     def state(self) -> dict[str, Any]:

@@ -37,6 +37,10 @@ class SentinelTokenizer(Tokenizer):
         known = self.text.spelling
         return [*known, *[b""] * (self.vocab - len(known))] if known else ()
 
+    def num_bytes_V(self) -> Tensor | None:
+        """As in the text."""
+        return None if self.text.num_bytes_V() is None else super().num_bytes_V()
+
     @property
     def end(self) -> int | None:
         """The end of a target."""

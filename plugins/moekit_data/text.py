@@ -149,8 +149,8 @@ class TextData(Data):
         return {"validation": said}
 
     def _describe_tokens(self, domains: list[TokenDomain]) -> str:
-        words = self.tokenizer.describe()
-        if not (self.tokenizer.num_bytes_V() > 1).any():
+        words, num_bytes_V = self.tokenizer.describe(), self.tokenizer.num_bytes_V()
+        if num_bytes_V is not None and not (num_bytes_V > 1).any():
             return words
         size = sum(domain.num_bytes[0] for domain in domains)
         return f"{words}, {size / sum(len(domain.train) for domain in domains):.2f} bytes a token"

@@ -20,7 +20,7 @@ class Windows:
     Args:
         streams: one per domain, in order of the domain indices; each longer than ``seq`` tokens, or empty.
         seq: tokens in a window.
-        num_bytes_V: bytes of text that each token spells.
+        num_bytes_V: bytes of text that each token spells; None where that is not known.
         end: the token that ends a document, if batches are to mark documents.
         weights: how often each domain is sampled, relative to the others; None for equally often.
 
@@ -33,7 +33,7 @@ class Windows:
         streams: Sequence[Stream],
         *,
         seq: int,
-        num_bytes_V: Tensor,
+        num_bytes_V: Tensor | None,
         end: int | None = None,
         weights: Sequence[float] | None = None,
     ) -> None:
@@ -84,7 +84,9 @@ class Windows:
         return window_batch(window, self.num_bytes_V, self.end, domain.clone())
 
 
-def window_batch(window: Tensor, num_bytes_V: Tensor, end: int | None = None, domain: Tensor | None = None) -> Batch:
+def window_batch(
+    window: Tensor, num_bytes_V: Tensor | None, end: int | None = None, domain: Tensor | None = None
+) -> Batch:
     """Windows as a batch: the targets are the inputs' next tokens.
 
     The end of a document counts as the first token of the next one, as it is the first input of a decoder: so each
@@ -92,13 +94,14 @@ def window_batch(window: Tensor, num_bytes_V: Tensor, end: int | None = None, do
 
     Args:
         window: int64 ``[B, S + 1]``.
-        num_bytes_V: bytes of text that each token spells.
+        num_bytes_V: bytes of text that each token spells; None where that is not known.
         end: the token that ends a document, if documents are to be marked.
         domain: int64 ``[B]``, or None.
     """
     inputs, targets = window[:, :-1], window[:, 1:]
     document = None if end is None else (inputs == end).cumsum(dim=1)
-    return Batch(inputs=inputs, targets=targets, num_bytes=num_bytes_V[targets].sum(), domain=domain, document=document)
+    num_bytes = None if num_bytes_V is None else num_bytes_V[targets].sum()
+    return Batch(inputs=inputs, targets=targets, num_bytes=num_bytes, domain=domain, document=document)
 
 
 def end_of(tokenizer: Tokenizer) -> int:

@@ -98,9 +98,9 @@ def rows_of(batch: Batch, rows: Tensor, data: Data) -> Batch:
         data: whose tokenizer counts the bytes.
     """
     targets, valid = batch.targets[rows], None if batch.valid is None else batch.valid[rows]
-    num_bytes = None
-    if batch.num_bytes is not None and data.tokenizer is not None:
-        bytes_BS = data.tokenizer.num_bytes_V()[targets.clamp(min=0)] * (targets != NOT_LEARNT)
+    num_bytes, num_bytes_V = None, None if data.tokenizer is None else data.tokenizer.num_bytes_V()
+    if batch.num_bytes is not None and num_bytes_V is not None:
+        bytes_BS = num_bytes_V[targets.clamp(min=0)] * (targets != NOT_LEARNT)
         num_bytes = (bytes_BS if valid is None else bytes_BS * valid).sum()
     source = batch.source and Source(batch.source.tokens[rows], _rows(batch.source.valid, rows))
     return Batch(

@@ -151,8 +151,9 @@ class ChatData(Data):
     def _collate(self, rows: Sequence[Row]) -> Batch:
         inputs, valid = pad([row.tokens[:-1] for row in rows], 0)
         targets, _ = pad([row.tokens[1:].where(row.learnt[1:], NOT_LEARNT) for row in rows], NOT_LEARNT)
-        learnt = targets[targets != NOT_LEARNT]
-        return Batch(inputs, targets, valid, num_bytes=self.tokenizer.num_bytes_V()[learnt].sum())
+        num_bytes_V = self.tokenizer.num_bytes_V()
+        num_bytes = None if num_bytes_V is None else num_bytes_V[targets[targets != NOT_LEARNT]].sum()
+        return Batch(inputs, targets, valid, num_bytes)
 
 
 def _sizes(row: Row) -> tuple[int, int]:

@@ -42,7 +42,7 @@ class TranslationData(Data):
         self.tokenizer: TaggedTokenizer = TaggedTokenizer(build(spec.tokenizer))
         self._bucket: Bucket | None = None
         self._validation: list[Pair] = []
-        self._num_bytes_V: Tensor = torch.zeros(0)
+        self._num_bytes_V: Tensor | None = None
         self._described: dict[str, str] = {}
         self._fingerprint = ""
 

@@ -26,7 +26,8 @@ class FileTokenizer(Tokenizer):
     """Byte-level BPE, BPE with byte fallback (SentencePiece), Unigram, WordPiece: as the file says.
 
     Text is encoded without special tokens; those that the file puts before one are ``begin``. What a token spells is
-    exact for byte-level BPE. For SentencePiece it is too, but for the space that some files put before a text.
+    exact for byte-level BPE. For SentencePiece it is too, but for the space that some files put before a text. For
+    whole words and WordPiece it is not known: no token spells a space or an unknown word.
     """
 
     def __init__(self, spec: TokenizerFile) -> None:
@@ -36,6 +37,7 @@ class FileTokenizer(Tokenizer):
         self._spelling: Sequence[bytes] = ()
         self._end: int | None = None
         self._begin: Sequence[int] = ()
+        self._counts_bytes = True
 
     @property
     def spelling(self) -> Sequence[bytes]:
@@ -56,6 +58,10 @@ class FileTokenizer(Tokenizer):
     def stops(self) -> Sequence[int]:
         """The tokens of ``spec.stops``."""
         return self.spec.stops
+
+    def num_bytes_V(self) -> Tensor | None:
+        """Bytes of each token; None for whole words and WordPiece, whose tokens spell no spaces."""
+        return super().num_bytes_V() if self._counts_bytes else None
 
     def train(self, documents: Iterable[bytes]) -> None:
         """Reads the file, unless a checkpoint brought its text; nothing is learnt from the documents.
@@ -132,6 +138,7 @@ class FileTokenizer(Tokenizer):
             for i, piece in enumerate(pieces)
         )
         self._begin = _begin(known)
+        self._counts_bytes = type(known.model).__name__ not in ("WordPiece", "WordLevel")
         self._known, self._text = known, state["tokenizer_json"]
 
     def _ready(self) -> Any:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_folders import byte_level_tokenizer, framed, sentencepiece_tokenizer
+from tokenizers import Tokenizer as Library
+from tokenizers import models, pre_tokenizers
 
-from moekit import DataError, MoekitError
+from moekit import DataError, MoekitError, build
+from moekit.contracts import ModelOutput
+from moekit_data.text_files import TextFiles
 from moekit_hf.tokenizer import TokenizerFile
 from moekit_hf.tokenizer.module import FileTokenizer
+from moekit_objectives.causal_lm import CausalLM
+from moekit_objectives.causal_lm.module import CausalLMObjective
+from moekit_report.scoring import rows_of
 
 
 def read(text: str, end: str = "", vocab: int = 300) -> FileTokenizer:
@@ -27,7 +35,24 @@ def test_byte_level_text_comes_back_and_its_bytes_are_counted(text: str) -> None
         assert tokenizer.end in ids.tolist() and tokenizer.decode(ids) == " in a text"
         return
     assert ids.dtype == torch.int64 and tokenizer.decode(ids) == text
-    assert int(tokenizer.num_bytes_V()[ids].sum()) == len(text.encode())
+    num_bytes_V = tokenizer.num_bytes_V()
+    assert num_bytes_V is not None and int(num_bytes_V[ids].sum()) == len(text.encode())
+
+
+@pytest.mark.parametrize("model", [models.WordPiece, models.WordLevel])
+def test_bytes_of_words_are_not_known_since_no_token_spells_a_space(tmp_path: Path, model: Any) -> None:
+    words = Library(model({"[UNK]": 0, "the": 1, "cat": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert read(words.to_str()).num_bytes_V() is None
+    (tmp_path / "tokenizer.json").write_text(words.to_str())
+    (tmp_path / "a.txt").write_text("the cat the " * 90)
+    tokens = TokenizerFile(file=str(tmp_path / "tokenizer.json"), vocab=300)
+    data = build(TextFiles(path=str(tmp_path / "a.txt"), seq=8, batch=2, cache=str(tmp_path), tokenizer=tokens))
+    data.prepare()
+    batch = next(data.validation_batches())
+    assert batch.num_bytes is None is rows_of(batch, torch.tensor([0]), data).num_bytes
+    loss = CausalLMObjective(CausalLM())(ModelOutput(y=torch.zeros(*batch.targets.shape, 300)), batch)
+    assert sorted(loss.metrics) == ["loss"]
 
 
 @pytest.mark.parametrize("text", ["the cat", "cat é 数", "the  the"])
