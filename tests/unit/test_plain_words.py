@@ -23,7 +23,7 @@ INSTEAD = {
     r"twins?": "dense baseline",
     r"strangers?": "third party",
     r"whoever": "the caller, the user, code that ...",
-    r"patience(?![\"=])": "timeout",  # an option of Lightning's EarlyStopping
+    r"(?<!its )patience(?![\"=}])": "timeout",  # an option of Lightning's EarlyStopping
     r"crew": "thread pool",
     r"(?:left|leaves?|leaving) out": "skipped, omitted; of an argument: 'default: ...'",
     r"told": "reported, printed, passed, given",

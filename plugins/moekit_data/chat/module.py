@@ -78,7 +78,7 @@ class ChatData(Data):
         rows = [[self._row(chat) for chat in split] for split in self._read]
         kept = [[row for row in split if row.learnt[1:].any()] for split in rows]
         self._train, self._validation = kept
-        copies = f"; {self._copies:,} that validate were left out of training" if self._copies else ""
+        copies = f"; {self._copies:,} not trained on, which validate" if self._copies else ""
         if not kept[0] or not kept[1]:
             raise DataError(
                 f"{self.spec.path}: {len(kept[0])} conversations to train on, {len(kept[1])} to validate with{copies}\n"

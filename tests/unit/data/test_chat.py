@@ -151,8 +151,8 @@ def test_a_conversation_that_validates_does_not_train(tmp_path: Path) -> None:
     held = tmp_path / "held.jsonl"
     held.write_text(json.dumps({"messages": TALK}) + "\n")
     data = data_of(tmp_path, [TALK, TALK[1:3], TALK], validation_path=str(held))
-    assert data.describe()["chats"] == "train 1, validation 1; 2 that validate were left out of training"
-    with pytest.raises(DataError, match="0 conversations to train on, 1 to validate with; 1 that validate were left"):
+    assert data.describe()["chats"] == "train 1, validation 1; 2 not trained on, which validate"
+    with pytest.raises(DataError, match="0 conversations to train on, 1 to validate with; 1 not trained on"):
         data_of(tmp_path, [TALK], validation_path=str(held))
 
 

@@ -225,6 +225,7 @@ def test_max_time_ends_a_run_with_a_whole_step_and_each_process_has_as_much(
     assert ours == theirs
 
 
+@pytest.mark.usefixtures("quiet_lightning")
 def test_a_callback_that_stops_within_a_step_stops_after_it(recipe: Make) -> None:
     class Stopping(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -259,6 +260,7 @@ class Broken(L.Callback):
             next(p.grad for p in module.parameters() if p.grad is not None).fill_(float("nan"))
 
 
+@pytest.mark.usefixtures("quiet_lightning")
 def test_a_resumed_run_ends_with_the_same_number_of_skips_in_a_row(recipe: Make, tmp_path: Path) -> None:
     tree = recipe(non_finite="skip")
     first = trainer(5, limit_val_batches=0, callbacks=[Broken()])

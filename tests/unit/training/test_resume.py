@@ -343,7 +343,7 @@ def test_a_changed_argument_of_a_callback_is_not_overwritten_by_its_state(
     assert saved["global_step"] == 3 and saved["callbacks"]["Limit"] == {"limit": 3, "count": 3}
 
 
-def test_a_run_that_early_stopping_ended_trains_on_with_more_patience(
+def test_a_run_that_early_stopping_ended_trains_on_when_its_limit_grows(
     recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("moekit_lightning.plots.draw_plots", lambda *_: [])
