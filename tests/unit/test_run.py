@@ -33,17 +33,17 @@ class Count(Callback):
 
 def test_a_run_without_its_dense_baseline_is_resumed_and_started_from_without_one(tmp_path: Path) -> None:
     """``start`` excludes the dense baseline, which the recipe asks for."""
-    assert moekit.load("deepseek_v3").compare is not None
-    small = ["trainer.max_steps=1", "trainer.limit_val_batches=1", "data.batch=2", "data.seq=16"]
-    first = moekit.train("deepseek_v3", small, out=tmp_path, compare=False, quiet=True)
+    tiny = ["model.dim=16", "model.ffn.hidden=16", "model.depth=1", "model.attention.head_dim=8", "data.megabytes=0.05"]
+    small = [*tiny, "compare={}", "trainer.max_steps=1", "trainer.limit_val_batches=1", "data.batch=2", "data.seq=16"]
+    first = moekit.train("base/language_model", small, out=tmp_path, compare=False, quiet=True)
     assert first.recipe.compare is None
     resumed = moekit.train(resume=first, overrides=["trainer.max_steps=2"], quiet=True)
     assert (resumed.metrics["step"][-1], resumed.dense) == (2, None)
     start = f"start.run={first.path}"
-    again = moekit.train("deepseek_v3", [*small, start], out=tmp_path, compare=False, quiet=True)
+    again = moekit.train("base/language_model", [*small, start], out=tmp_path, compare=False, quiet=True)
     assert again.recipe.compare is None
     with pytest.raises(SpecError, match="start and compare are both given"):
-        moekit.train("deepseek_v3", [*small, start], out=tmp_path, quiet=True)
+        moekit.train("base/language_model", [*small, start], out=tmp_path, quiet=True)
 
 
 def test_a_recipe_is_trained_opened_and_resumed(tmp_path: Path) -> None:

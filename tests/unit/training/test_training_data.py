@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -84,8 +85,10 @@ def test_a_step_loader_in_worker_processes_is_rejected() -> None:
     first = next(iter(alone)).inputs.tolist()
     assert first == take(StepLoader(Noise(), seed=5), 1)[0]
     several = DataLoader(Wrapped(StepLoader(Noise(), seed=5)), batch_size=None, num_workers=2)
+    batches: Any = iter(several)
     with pytest.raises(DataError, match="every worker would return every batch"):
-        next(iter(several))
+        next(batches)
+    batches._shutdown_workers()  # otherwise garbage collection in a later test waits ten seconds for them
 
 
 def test_batches_are_a_function_of_seed_step_and_micro_batch() -> None:
