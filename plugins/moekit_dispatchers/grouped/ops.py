@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moekit_dispatchers.grouped.gpus import DTYPES, capability_of, grouped_is_fast, kernels_take
+from moekit_dispatchers.grouped.gpus import DTYPES, capability_of, grouped_is_fast, kernels_take, product_dtype
 from moekit_dispatchers.grouped.rows import clear_tail, on_host, sum_rows
 
 
@@ -142,19 +142,9 @@ expert_rows.register_autograd(_expert_rows_backward, setup_context=_save_experts
 
 
 def in_autocast_dtype(x_ND: Tensor, w_EHD: Tensor, b_EH: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Rows, weights and biases in autocast's dtype where autocast is on: it does not cover ``F.grouped_mm``.
-
-    As in autocast, fp64 stays fp64.
-    """
-    device = x_ND.device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-        return x_ND, w_EHD, b_EH
-    dtype = torch.get_autocast_dtype(device)
-
-    def cast(t: Tensor) -> Tensor:
-        return t if t.dtype == torch.float64 else t.to(dtype)
-
-    return cast(x_ND), cast(w_EHD), None if b_EH is None else cast(b_EH)
+    """Rows, weights and biases in the dtype of products: autocast does not cover ``F.grouped_mm``."""
+    b_EH = None if b_EH is None else b_EH.to(product_dtype(b_EH))
+    return x_ND.to(product_dtype(x_ND)), w_EHD.to(product_dtype(w_EHD)), b_EH
 
 
 def narrow_keys(key: Tensor, largest: int) -> Tensor:
