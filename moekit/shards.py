@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from moekit.compat import shard_bounds
@@ -164,6 +165,16 @@ def parameter_shards(module: nn.Module) -> dict[str, TensorShard]:
     return {name: local_shard(name, p.detach(), rows.get(p)) for name, p in module.named_parameters()}
 
 
+def reshard(module: nn.Module) -> None:
+    """Makes the parameters of a module the shards again, which have the gradients and the optimizer's state.
+
+    A forward pass without a backward pass leaves some units of FSDP2 gathered: their parameters are other tensors.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def state_dict_shards(module: nn.Module) -> dict[str, TensorShard]:
     """This rank's shard of every tensor in the state dict: as ``parameter_shards``, and buffers, which are replicated.
 
@@ -185,7 +196,7 @@ def optimizer_state_shards(module: nn.Module, optimizer: Any) -> dict[str, dict[
     Raises:
         MoekitError: state of a ``DTensor`` that is none of these: nothing says which part of a whole it is.
     """
-    module.state_dict(keep_vars=True)  # FSDP2 frees what it has gathered: the state is of shards
+    reshard(module)
     rows, reduced = _expert_rows(module), reduced_dims(optimizer)
     found: dict[str, dict[str, TensorShard | Any]] = {}
     for name, p in module.named_parameters():

@@ -18,13 +18,12 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from moekit.compat import foreach_div, foreach_mul, foreach_norm
 from moekit.contracts import Batch, LossSum, Model, ModelOutput, Objective
 from moekit.errors import MoekitError
 from moekit.registry import current
-from moekit.shards import local, sharded_parameters
+from moekit.shards import local, reshard, sharded_parameters
 from moekit.training.balance import BalanceStep, StepLoad
 from moekit.training.metrics import Meter, balance_sum, loss_sums
 
@@ -160,16 +159,6 @@ class OptimizerStep:
 
 
 # ---- gradients -------------------------------------------------------------------------------------------------------
-
-
-def reshard(model: nn.Module) -> None:
-    """Makes the parameters of a model the shards again, which have the gradients.
-
-    A forward pass without a backward pass leaves some units of FSDP2 gathered: their parameters are other tensors.
-    """
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
 
 
 def local_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[Tensor]:

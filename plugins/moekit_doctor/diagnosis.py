@@ -25,9 +25,9 @@ from moekit.distributed import is_distributed
 from moekit.moe_layer import MoELayer
 from moekit.routing import ExpertChoice, Routing, TokenChoice
 from moekit.seeds import seed_all
-from moekit.shards import local
+from moekit.shards import local, reshard
 from moekit.training.optim import first_few
-from moekit.training.step import BrokenStep, Cause, MicroBatch, reshard
+from moekit.training.step import BrokenStep, Cause, MicroBatch
 
 
 class Found(NamedTuple):
