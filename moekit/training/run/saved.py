@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from datetime import timedelta
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -205,10 +206,7 @@ def check_same_model(path: Path, saved: Mapping[str, Any], spec: Mapping[str, An
     Raises:
         CheckpointError: naming the first keys that differ.
     """
-    lines = _changed(saved, spec, "model", "objective", "start")
-    was, now = ((tree.get("optimizer") or {}).get("use") for tree in (saved, spec))
-    lines += [] if was == now else [_change("optimizer.use", was, now)]
-    if lines:
+    if lines := _changed(saved, spec, "model", "objective", "start", "optimizer.use"):
         raise CheckpointError(
             f"{path} cannot be resumed, for this has changed:{''.join(lines[:5])}\n"
             f"  train a new run from its weights instead: start.run={path}"
@@ -286,19 +284,23 @@ def trained_otherwise(saved: Checkpoint, recipe: Recipe) -> str:
     Fewer steps than the recipe's are no difference: they can be added.
     """
     spec, now = saved.plain["hyper_parameters"]["spec"], to_plain(recipe, full_names=True)
-    lines = _changed(spec, now, "objective", "data", "optimizer", "schedule", "batch_ramp", "seed")
-    for key in ("gradient_clip_val", "gradient_clip_algorithm"):
-        was, wanted = spec["trainer"].get(key), now["trainer"][key]
-        lines += [] if was == wanted else [_change(f"trainer.{key}", was, wanted)]
+    lines = _changed(
+        spec, now, "objective", "data", "optimizer", "schedule", "batch_ramp", "seed",
+        "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm",
+    )  # fmt: skip
     if (step := saved.plain["global_step"]) > (steps := recipe.trainer.max_steps):
         lines.append(f"\n  it has {step} steps, more than {steps}")
     return "".join(lines)
 
 
 def _changed(saved: Mapping[str, Any], spec: Mapping[str, Any], *parts: str) -> list[str]:
-    """What differs in some parts of two plain specs: a line for each value."""
-    found = ((part, each) for part in parts for each in differences(saved.get(part), spec.get(part)))
+    """What differs in some parts of two plain specs, each named by its path: a line for each value."""
+    found = ((part, each) for part in parts for each in differences(_part(saved, part), _part(spec, part)))
     return [_change(f"{part}.{key}" if key else part, was, now) for part, (key, was, now) in found]
+
+
+def _part(tree: Any, path: str) -> Any:
+    return reduce(lambda node, key: None if node is None else node.get(key), path.split("."), tree)
 
 
 def _change(key: str, was: Any, now: Any) -> str:
