@@ -167,7 +167,7 @@ class Run:
                 generator=generator,
             )  # fmt: skip
         else:
-            most = self._context() if context is None else context or sys.maxsize
+            most = self._context(context)
             if len(ids) > most:
                 read = f"of the prompt's {len(ids):,} tokens the model reads the last {most:,}"
                 print(f"note: {read}; for more: context=N, or --context N", file=sys.stderr)
@@ -179,10 +179,10 @@ class Run:
             new = takewhile(lambda token: token not in stops, new)
         return stream(tokenizer, new)
 
-    def _context(self) -> int:
-        """How many tokens the model reads: those that it says, or as many as in training."""
-        said = getattr(self.recipe.model, "context", None)
-        return int(getattr(self.recipe.data, "seq", DEFAULT_CONTEXT)) if said is None else said or sys.maxsize
+    def _context(self, requested: int | None) -> int:
+        """How many tokens the model reads: as many as requested, or as it says itself, or as in training."""
+        most = getattr(self.recipe.model, "context", None) if requested is None else requested
+        return int(getattr(self.recipe.data, "seq", DEFAULT_CONTEXT)) if most is None else most or sys.maxsize
 
     def generate(
         self,

@@ -76,7 +76,7 @@ def prune(run: str, out: Path, keep: int, overrides: Sequence[str] = (), root: P
         weights,
         lambda name: _pieces(held[name], shapes[name], _kept_of(name, kept)),
         saved["moekit"]["data"],
-        imported_files(checkpoint, "" if recipe.start is None else recipe.start.run),
+        imported_files(checkpoint, recipe.start),
     )
     before, after = (_loss(each, objective, batches) for each in (model, moekit.open(out).model.eval()))
     return Pruned(smaller, layers, kept, before, after)

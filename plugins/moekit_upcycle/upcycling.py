@@ -78,7 +78,7 @@ def upcycle(runs: Sequence[str], out: Path, overrides: Iterable[str], how: Upcyc
         {name: torch.empty(each.shape, dtype=each.dtype, device="meta") for name, each in made.items()},
         lambda name: made[name].pieces(),
         saved["moekit"]["data"],
-        imported_files(checkpoint, "" if dense.start is None else dense.start.run),
+        imported_files(checkpoint, dense.start),
     )
     layers = dict.fromkeys(each.layer for each in made.values() if each.layer)
     return MadeRun(recipe, tuple(layers), tuple(_differences(dense, recipe, how)))

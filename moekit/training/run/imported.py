@@ -18,7 +18,7 @@ from moekit.files import make_directory, write_if_changed
 from moekit.registry import current
 from moekit.spec import dump, to_plain
 from moekit.spec.layers import open_source
-from moekit.spec.recipe import Recipe
+from moekit.spec.recipe import Recipe, Start
 from moekit.training.run.folder import SPEC, RunFolder
 from moekit.training.run.start import PREFIX
 
@@ -77,25 +77,25 @@ def check_new(out: Path) -> None:
         raise MoekitError(f"{out} exists already\n  give another folder, or remove it")
 
 
-def imported_files(checkpoint: Path, start: str) -> Sequence[Path]:
+def imported_files(checkpoint: Path, start: Start | None) -> Sequence[Path]:
     """The files that came with a model: those of its run, or else of the run that it started from, and so on.
 
     Args:
         checkpoint: of the model.
-        start: ``start.run`` of its recipe; "" without one.
+        start: of its recipe.
 
     Raises:
         SpecError: the spec of one of these runs cannot be read.
     """
-    place, seen = checkpoint.absolute(), set[Path]()
+    place, run, seen = checkpoint.absolute(), "" if start is None else start.run, set[Path]()
     while place not in seen:  # an imported run starts from itself
         seen.add(place)
         if (folder := _folder_of(place)) is not None and folder.imported.is_dir():
             return sorted(folder.imported.iterdir())
         # a relative path begins where the command ran: in a folder above the run's own
-        above = [path / start for path in (Path(), *place.parents) if start and (path / start).exists()]
+        above = [path / run for path in (Path(), *place.parents) if run and (path / run).exists()]
         place = above[0].absolute() if above else place
-        start = _start_of(_folder_of(place))
+        run = _start_of(_folder_of(place))
     return ()
 
 

@@ -57,7 +57,7 @@ class HuggingFaceExporter(Exporter):
             return read_slice(held[ours], offset, sizes)
 
         dtypes = {theirs: self._dtype(links[0].ours, held) for theirs, links in table.theirs.items()}
-        came = imported_files(checkpoint, "" if recipe.start is None else recipe.start.run)
+        came = imported_files(checkpoint, recipe.start)
         source = {file.name: file for file in came}
         partial = out.with_name(f".{out.name}.tmp")
         shutil.rmtree(partial, ignore_errors=True)

@@ -13,7 +13,7 @@ from moekit.errors import CheckpointError, SaveError
 from moekit.params import build_on_meta
 from moekit.run import open as open_run
 from moekit.spec import load
-from moekit.spec.recipe import Recipe
+from moekit.spec.recipe import Recipe, Start
 from moekit.training.build import build_model
 from moekit.training.run.imported import imported_files, write_run
 
@@ -75,15 +75,16 @@ def test_imported_files_are_found_through_the_runs_that_a_run_started_from(
     second = run_at(tmp_path / "runs" / "tuned" / "a", str(first))
     third = run_at(tmp_path / "runs" / "again" / "b", "runs/tuned/a/checkpoints/step-0")
     expected = [tmp_path / "runs" / "imported" / "imported" / "config.json"]
-    assert imported_files(first, str(first)) == imported_files(second, str(first)) == expected
+    assert imported_files(first, Start(run=str(first))) == imported_files(second, Start(run=str(first))) == expected
     for folder in (tmp_path, tmp_path / "runs"):
         monkeypatch.chdir(folder)
-        assert imported_files(third, "runs/tuned/a/checkpoints/step-0") == expected
-    assert imported_files(tmp_path / "alone.ckpt", str(second)) == expected
+        assert imported_files(third, Start(run="runs/tuned/a/checkpoints/step-0")) == expected
+    assert imported_files(tmp_path / "alone.ckpt", Start(run=str(second))) == expected
 
 
 def test_without_imported_files_there_are_none(tmp_path: Path) -> None:
     """Also where a run is gone, or starts from itself."""
     circle = run_at(tmp_path / "circle", str(tmp_path / "circle"))
-    assert [imported_files(circle, start) for start in (str(tmp_path / "circle"), "gone", "")] == [(), (), ()]
-    assert imported_files(run_at(tmp_path / "fresh", ""), "") == ()
+    starts = (Start(run=str(tmp_path / "circle")), Start(run="gone"), None)
+    assert [imported_files(circle, start) for start in starts] == [(), (), ()]
+    assert imported_files(run_at(tmp_path / "fresh", ""), None) == ()
