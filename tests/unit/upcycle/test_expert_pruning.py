@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from changed_run import run_with
 from tiny_folders import write_folder
 
 import moekit
@@ -14,7 +15,6 @@ from moekit import MoekitError
 from moekit.cli import main
 from moekit.moe_layer import MoELayer
 from moekit.routing import TokenChoice
-from moekit.training.run.imported import write_run
 from moekit_hf.importing import import_folder
 from moekit_upcycle.pruning import prune
 from moekit_upcycle.saliency import saliency
@@ -34,16 +34,12 @@ DEAD = (1, 4)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run in whose two mixtures the experts 1 and 4 are never chosen, for their selection bias is very low."""
-    out = tmp_path_factory.mktemp("run")
-    first = moekit.train("base/language_model", [*TINY, MOE], out=out, quiet=True)
-    weights = first.model.state_dict()
-    for name in [name for name in weights if name.endswith("bias_E")]:
-        weights[name][list(DEAD)] = -10.0
-    data = first.module.data
-    assert data is not None
-    meta = {name: tensor.to("meta") for name, tensor in weights.items()}
-    write_run(out / "dead", first.module.recipe, meta, lambda name: [weights[name]], data.state())
-    return out / "dead"
+
+    def change(name: str, weight: torch.Tensor) -> None:
+        if name.endswith("bias_E"):
+            weight[list(DEAD)] = -10.0
+
+    return run_with(tmp_path_factory.mktemp("run"), [*TINY, MOE], change)
 
 
 @torch.no_grad()
@@ -95,16 +91,12 @@ GROUPED = MOE.replace("top_k: 2,", "top_k: 2, groups: 3, top_groups: 1, group_sc
 @pytest.fixture(scope="module")
 def grouped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose router chooses one of three groups, and whose experts of the first group contribute most."""
-    out = tmp_path_factory.mktemp("grouped")
-    first = moekit.train("base/language_model", [*TINY, GROUPED], out=out, quiet=True)
-    weights = first.model.state_dict()
-    for name in [name for name in weights if name.endswith("experts.w_down_EOH")]:
-        weights[name][:4] *= 20
-    data = first.module.data
-    assert data is not None
-    meta = {name: tensor.to("meta") for name, tensor in weights.items()}
-    write_run(out / "run", first.module.recipe, meta, lambda name: [weights[name]], data.state())
-    return out / "run"
+
+    def change(name: str, weight: torch.Tensor) -> None:
+        if name.endswith("experts.w_down_EOH"):
+            weight[:4] *= 20
+
+    return run_with(tmp_path_factory.mktemp("grouped"), [*TINY, GROUPED], change)
 
 
 @torch.no_grad()

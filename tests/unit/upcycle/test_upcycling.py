@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from changed_run import run_with
 
 import moekit
 from moekit import MoekitError
 from moekit.cli import main
-from moekit.training.run.imported import write_run
 from moekit_upcycle.upcycle import Upcycle
 from moekit_upcycle.upcycle.experts import SPLITS, expert_of
 from moekit_upcycle.upcycling import MadeRun, upcycle
@@ -69,16 +69,13 @@ def test_the_mixture_computes_what_the_dense_model_computes(
 @pytest.fixture(scope="module")
 def biased(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dense run whose feed-forward layers have options other than the defaults, and biases that are not 0."""
-    out = tmp_path_factory.mktemp("biased")
     ffn = "model.ffn={use: glu, hidden: 24, activation: gelu, bias: true, clamp: 0.05, up_shift: 0.5, scale_bias: true}"
-    first = moekit.train("base/language_model", [*DENSE, ffn], out=out, quiet=True)
-    weights = first.model.state_dict()
-    for name in [name for name in weights if ".ffn.b_" in name]:
-        weights[name] += torch.randn(weights[name].shape, generator=torch.Generator().manual_seed(0))
-    meta = {name: tensor.to("meta") for name, tensor in weights.items()}
-    assert first.module.data is not None
-    write_run(out / "run", first.module.recipe, meta, lambda name: [weights[name]], first.module.data.state())
-    return out / "run"
+
+    def change(name: str, weight: torch.Tensor) -> None:
+        if ".ffn.b_" in name:
+            weight += torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+
+    return run_with(tmp_path_factory.mktemp("biased"), [*DENSE, ffn], change)
 
 
 @pytest.mark.parametrize(
