@@ -128,6 +128,7 @@ def test_every_bank_equals_the_loop(kind: str, activation: str) -> None:
     assert_equal(tokens(7), routing(any_experts(7, 3, 2), 3), bank(kind, activation, 3), torch.float32, 1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered")  # the interpreter multiplies with NumPy
 def test_a_relu_of_minus_infinity_is_zero() -> None:
     """A hidden unit that overflows, as fp16 does below -65504."""
     experts = bank("ffn", "relu", 2)
