@@ -62,17 +62,20 @@ def sources() -> Iterator[Path]:
     yield from (ROOT / name for name in listed.stdout.splitlines() if name not in ALLOWED and (ROOT / name).is_file())
 
 
-def matches(line: str) -> Iterator[tuple[str, str]]:
-    """The expressions in a line, each with what to say instead."""
+def matches(text: str) -> Iterator[tuple[int, str, str]]:
+    """Where each expression is in a text, the expression, and what to say instead."""
+    words = text.replace("_", " ")
     for pattern, say in PATTERNS.items():
-        yield from ((match[0], say) for match in pattern.finditer(line.replace("_", " ")))
+        yield from ((match.start(), match[0], say) for match in pattern.finditer(words))
 
 
 def findings(path: Path) -> Iterator[str]:
     """``file:line: 'expression' (what to say instead): the line``."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        for expression, say in matches(line):
-            yield f"{path.relative_to(ROOT)}:{number}: '{expression}' (say: {say}): {line.strip()}"
+    text = path.read_text(encoding="utf-8")
+    for start, expression, say in sorted(matches(text)):
+        number = text.count("\n", 0, start)
+        line = text.split("\n")[number].strip()
+        yield f"{path.relative_to(ROOT)}:{number + 1}: '{expression}' (say: {say}): {line}"
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the list of tracked files")
