@@ -20,7 +20,7 @@ from moekit.seeds import seed_of
 from moekit_data.corpus import hash_of
 from moekit_data.hf_dataset import HfDataset
 from moekit_data.hf_dataset.lanes import FORMAT, Bookmarks, Lane
-from moekit_data.hf_dataset.opening import State, documents, library, local_files, open_split, sample_of
+from moekit_data.hf_dataset.opening import State, documents, library, local_files, open_split, sample_of, shared_part
 from moekit_data.text_files.store import cannot_write, folder, key
 from moekit_data.windows import end_of, window_batch
 
@@ -50,10 +50,16 @@ class HfDatasetData(Data):
         """Opens the data set, learns the tokens (unless a checkpoint had them), and reads the validation set.
 
         Raises:
-            DataError: ``datasets`` is not installed, there is no such data set, or too little text in it.
+            DataError: ``datasets`` is not installed, there is no such data set, too little text in it, or rows of it
+                would both train and validate.
         """
         if self._validation_S is not None:
             return
+        if part := shared_part(self.spec):
+            raise DataError(
+                f"rows of '{part}' would train and validate: split '{self.spec.split}', validation_split "
+                f"'{self.spec.validation_split}'\n  expected parts that share no row (option data.validation_split)"
+            )
         if not self.tokenizer.spelling:
             self.tokenizer.train(self._to_learn_from())
         self._validation_S = self._read_validation()

@@ -6,6 +6,8 @@ import copy
 import glob
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -50,26 +52,65 @@ def open_split(spec: HfDataset, split: str, lanes: int = 1, lane: int = 0) -> An
     Raises:
         DataError: there is no such data set or part.
     """
-    datasets = library()
     from datasets.distributed import split_dataset_by_node
 
+    found = _load(spec, split)
+    if not spec.streaming:
+        found = found.to_iterable_dataset(num_shards=lanes if len(found) >= lanes else 1)
+    return split_dataset_by_node(found, rank=lane, world_size=lanes)
+
+
+def shared_part(spec: HfDataset) -> str:
+    """The part of the data set of which ``split`` and ``validation_split`` both have rows; "" if they share none.
+
+    Both may be sums of parts, and slices of them where nothing is streamed.
+
+    Raises:
+        DataError: there is no such data set or part.
+    """
+    if spec.validation_split is None:
+        return ""
+    parts = _load(spec, None)
+    sizes = {name: 1 if spec.streaming else len(part) for name, part in parts.items()}
+    instruction = library().ReadInstruction
+
+    def rows(split: str) -> list[Any]:
+        whole = "+".join(sizes) if split == "all" else split
+        with _errors_named(spec, split):
+            return list(instruction.from_spec(whole).to_absolute(sizes))
+
+    for trains, validates in product(rows(spec.split), rows(spec.validation_split)):
+        first, end = max(trains.from_, validates.from_), min(trains.to, validates.to)
+        if trains.splitname == validates.splitname and first < end:
+            return str(trains.splitname)
+    return ""
+
+
+def _load(spec: HfDataset, split: str | None) -> Any:
+    """A part of the data set, or all parts by name."""
+    datasets = library()
     for pattern in spec.data_files or ():
         if "://" not in pattern and not glob.glob(pattern, recursive=True):
             raise DataError(
                 f"no such file: {pattern}{searched_folder(Path(pattern))}\n  expected a file (option data.data_files)"
             )
-    try:
-        found = datasets.load_dataset(
+    with _errors_named(spec, split):
+        return datasets.load_dataset(
             spec.path, spec.name, data_files=spec.data_files, split=split, streaming=spec.streaming,
             revision=spec.revision,
         )  # fmt: skip
-        if not spec.streaming:
-            found = found.to_iterable_dataset(num_shards=lanes if len(found) >= lanes else 1)
-        return split_dataset_by_node(found, rank=lane, world_size=lanes)
-    except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
+
+
+@contextmanager
+def _errors_named(spec: HfDataset, split: str | None) -> Iterator[None]:
+    """Raises what ``datasets`` raises as a ``DataError`` that names the data set."""
+    try:
+        yield
+    except (OSError, ValueError, StopIteration, library().exceptions.DatasetsError) as error:
         first = next(iter(str(error).splitlines()), "no rows in its files")
+        what = f"split '{split}' of {spec.path}" if split else spec.path
         raise DataError(
-            f"datasets cannot open split '{split}' of {spec.path}: {first}\n"
+            f"datasets cannot open {what}: {first}\n"
             "  expected a name on the hub, a folder, or a format with data.data_files"
         ) from error
 

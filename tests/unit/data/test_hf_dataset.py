@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -190,6 +191,34 @@ def test_a_split_of_the_data_set_validates(tmp_path):
 def test_a_part_that_would_train_and_validate_is_refused():
     with pytest.raises(ValueError, match=r"split='train' would also validate; give another validation_split"):
         HfDataset(path="a", validation_split="train")
+
+
+@pytest.mark.parametrize(
+    ("split", "validation", "streaming", "shared"),
+    [
+        ("train[:80%]", "train[70%:]", False, "train"),
+        ("train[:80%]", "train[80%:]", False, ""),
+        ("test+train[:16]", "train[15:20]", False, "train"),
+        ("train+test", "test", False, "test"),
+        ("train+test", "test", True, "test"),
+        ("all", "test", True, "test"),
+        ("train", "test", True, ""),
+    ],
+)
+def test_rows_that_would_train_and_validate_are_refused(tmp_path, split, validation, streaming, shared):
+    folder = tmp_path / "d"
+    folder.mkdir()
+    for name, count in (("train", 20), ("test", 5)):
+        lines = (json.dumps({"text": f"{name} {n}, " * 9}) for n in range(count))
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    data = build(
+        HfDataset(
+            path=str(folder), split=split, validation_split=validation, streaming=streaming, seq=16, batch=2,
+            validation_windows=2, cache=str(tmp_path / "cache"),
+        )
+    )  # fmt: skip
+    with pytest.raises(DataError, match=rf"rows of '{shared}' would train and val") if shared else nullcontext():
+        data.prepare()
 
 
 def test_tokens_are_learnt_from_the_start_of_the_stream(tmp_path):
