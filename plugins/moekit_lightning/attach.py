@@ -13,11 +13,13 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from moekit.contracts import LayerReport
 from moekit.errors import MoekitError
+from moekit.shards import expert_parallel_layers
 from moekit.training import BalanceStep, LitMoE, StepLoad, max_violation
 from moekit.training.metrics import is_logged_step, load_metrics
 
@@ -72,7 +74,8 @@ class MoECallback(Callback):
         """Finds the layers.
 
         Raises:
-            MoekitError: there is none, or the module steps its balancers itself.
+            MoekitError: there is none, the module steps its balancers itself, or ranks have different experts and the
+                strategy takes them for the same.
         """
         name = type(pl_module).__name__
         own = [attribute for attribute, value in vars(pl_module).items() if isinstance(value, BalanceStep)]
@@ -82,6 +85,11 @@ class MoECallback(Callback):
         self._balance = BalanceStep(pl_module)
         if not self._balance.layers:
             raise MoekitError(f"{name} has no MoELayer\n  expected some, from moekit.layer or moekit.replace")
+        if isinstance(trainer.strategy, (DDPStrategy, FSDPStrategy)) and any(expert_parallel_layers(pl_module)):
+            raise MoekitError(
+                f"{name}: experts are distributed over ranks, and {type(trainer.strategy).__name__} takes every rank's "
+                "for the same\n  expected ModelParallelStrategy, or layers that have all experts on every rank"
+            )
         self._offered, self._used, self._warned = set(), set(), False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
 from attach_rank import Net, Own, cases, fit
+from fake_ranks import as_rank
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy
 from ranks import run_forked
 from torch import Tensor, nn
 
@@ -295,6 +299,21 @@ class TooEarly(Own):
 def test_mistakes_are_named(module: Callable[[], Any], callbacks: list[Callable[[], Any]], message: str) -> None:
     with pytest.raises(MoekitError, match=message):
         fit(module(), cases(8, 8), 1, *(make() for make in callbacks))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_ddp_over_different_experts_is_refused(size: int) -> None:
+    """It would broadcast rank 0's experts, and average gradients of different ones."""
+    dispatcher = {"use": "expert_parallel", "size": size, "local": {"use": "grouped"}}
+    parts = {"router": {"use": "topk", "top_k": 2}, "experts": {"use": "glu", "count": 4, "hidden": 8}}
+    trainer: Any = SimpleNamespace(strategy=DDPStrategy())
+    with as_rank(1):
+        module = Own()
+        module.net.moe = moekit.layer(dim=8, dispatcher=dispatcher, **parts)  # type: ignore[arg-type]
+        with (
+            nullcontext() if size == 1 else pytest.raises(MoekitError, match=r"distributed over ranks, and DDPStrategy")
+        ):
+            MoECallback().on_fit_start(trainer, module)
 
 
 def test_litmoe_needs_none() -> None:
