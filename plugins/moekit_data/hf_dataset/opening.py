@@ -52,12 +52,13 @@ def open_split(spec: HfDataset, split: str, lanes: int = 1, lane: int = 0) -> An
     Raises:
         DataError: there is no such data set or part.
     """
-    from datasets.distributed import split_dataset_by_node
-
     found = _load(spec, split)
-    if not spec.streaming:
-        found = found.to_iterable_dataset(num_shards=lanes if len(found) >= lanes else 1)
-    return split_dataset_by_node(found, rank=lane, world_size=lanes)
+    from datasets.distributed import split_dataset_by_node  # only now: without datasets, _load says what to install
+
+    with _errors_named(spec, split):
+        if not spec.streaming:
+            found = found.to_iterable_dataset(num_shards=lanes if len(found) >= lanes else 1)
+        return split_dataset_by_node(found, rank=lane, world_size=lanes)
 
 
 def shared_part(spec: HfDataset) -> str:

@@ -296,5 +296,6 @@ def test_more_micro_batches_than_documents_are_refused(tmp_path):
 
 def test_without_the_library_a_message_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
+    monkeypatch.setitem(sys.modules, "datasets.distributed", None)  # another test may have loaded it
     with pytest.raises(DataError, match=r"needs the package datasets\n.*pip install 'moekit\[datasets\]'"):
         make(tmp_path, tmp_path)
