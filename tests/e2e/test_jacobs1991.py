@@ -14,7 +14,10 @@ def outcome(name: str) -> Outcome:
     return train(SYSTEMS[name])
 
 
-@pytest.mark.parametrize("experts", [pytest.param(4, marks=pytest.mark.slow), 8])
+of_each_size = pytest.mark.parametrize("experts", [pytest.param(4, marks=pytest.mark.slow), 8])
+
+
+@of_each_size
 def test_mixtures_converge_on_every_seed_in_fewer_epochs_than_the_better_net(experts: int) -> None:
     ours = outcome(f"{experts} experts, likelihood")
     assert ours.epochs.isfinite().all(), "a seed did not reach the criterion"
@@ -27,7 +30,7 @@ def test_mixtures_converge_on_every_seed_in_fewer_epochs_than_the_better_net(exp
     assert float(ours.test.mean()) >= max(float(n.test.mean()) for n in nets) - 0.01
 
 
-@pytest.mark.parametrize("experts", [pytest.param(4, marks=pytest.mark.slow), 8])
+@of_each_size
 def test_two_or_three_experts_stay_active_on_every_seed(experts: int) -> None:
     active = outcome(f"{experts} experts, likelihood").active
     assert ((active >= 2) & (active <= 3)).all()
