@@ -25,21 +25,25 @@ def make(folder: Path) -> TextFiles:
 
 
 @LINUX
-def test_thirty_megabytes_of_text_take_a_third_of_that_in_memory(tmp_path: Path) -> None:
-    """Read, tokenised and sampled until every page of the tokens was in memory once."""
-    write(tmp_path / "small", 1)
-    write(tmp_path / "large", 30)
+def test_sixty_megabytes_more_of_text_take_less_than_a_third_of_that_in_memory(tmp_path: Path) -> None:
+    """Read, tokenised and sampled until every page of the tokens was in memory once.
+
+    Both texts fill several segments. The first text of a process takes up to 15 MB more than the same text later.
+    """
+    write(tmp_path / "first", 1)
+    write(tmp_path / "small", 20)
+    write(tmp_path / "large", 80)
     used = []
-    for folder in ("small", "large"):
+    for folder in ("first", "small", "large"):
         Path("/proc/self/clear_refs").write_text("5")  # forget the former peak
         before = peak()
         data = build(make(tmp_path / folder))
         data.prepare()
         loader = iter(StepLoader(data, seed=1))
-        for _ in range(600):
+        for _ in range(1200):
             next(loader)
         used.append(peak() - before)
-    assert used[1] - used[0] < 10, used
+    assert used[2] - used[1] < 20, used
 
 
 def test_a_loader_in_another_process_continues_with_the_same_batches(tmp_path: Path) -> None:
