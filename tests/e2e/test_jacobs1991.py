@@ -14,7 +14,8 @@ def outcome(name: str) -> Outcome:
     return train(SYSTEMS[name])
 
 
-of_each_size = pytest.mark.parametrize("experts", [pytest.param(4, marks=pytest.mark.slow), 8])
+pytestmark = pytest.mark.slow
+of_each_size = pytest.mark.parametrize("experts", [4, 8])
 
 
 @of_each_size

@@ -286,11 +286,12 @@ def test_the_background_saves_the_values_at_the_time_of_the_call(
 
     monkeypatch.setattr(writing, "write", delayed)
     background, tree = Background(), {"w": torch.arange(5.0), "list": [1]}
+    earlier = set(threading.enumerate())
     save_tree(tree, tmp_path / "step-00000001", retention=Retention(), background=background)
     tree["w"].add_(1)  # training continues
     tree["list"].append(2)
     assert last_of(tmp_path) is None
-    (thread,) = (each for each in threading.enumerate() if each.name.startswith("checkpoint"))
+    (thread,) = (each for each in set(threading.enumerate()) - earlier if each.name.startswith("checkpoint"))
     assert not thread.daemon  # a process that exits normally waits for it
     gate.set()
     background.wait()

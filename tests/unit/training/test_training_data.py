@@ -219,19 +219,20 @@ class Watched(Noise):
         return super().batch_at(place, generator, share)
 
 
-def batch_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+def batch_threads() -> set[threading.Thread]:
+    """Those that run now, some perhaps of earlier tests: a thread ends a moment after its last batch."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("batches")}
 
 
 def test_batches_that_are_sampled_ahead_are_the_same_and_end_with_the_epoch() -> None:
-    data = Watched()
+    data, earlier = Watched(), batch_threads()
     loader = StepLoader(data, seed=5, accumulate=2, steps=3, ahead=True)
     whole = [batch.inputs.tolist() for batch in loader]
     assert whole == take(StepLoader(Noise(), seed=5, accumulate=2), 6)
     assert data.threads == [threading.current_thread().name, *["batches"] * 5]
-    for thread in batch_threads():
-        thread.join(10)
-    assert batch_threads() == []
+    for thread in batch_threads() - earlier:
+        thread.join(60)
+    assert batch_threads() <= earlier
 
 
 def test_one_batch_is_sampled_ahead_and_the_position_is_that_of_the_batch_in_use() -> None:
@@ -239,7 +240,7 @@ def test_one_batch_is_sampled_ahead_and_the_position_is_that_of_the_batch_in_use
     loader = StepLoader(data, seed=5, ahead=True)
     batches = iter(loader)
     next(batches)
-    assert [data.sampled.acquire(timeout=10) for _ in range(2)] == [True, True]
+    assert [data.sampled.acquire(timeout=60) for _ in range(2)] == [True, True]
     assert len(data.threads) == 2 and loader.state_dict() == {"step": 1, "micro": 0}
     then = StepLoader(Noise(), seed=5)
     then.load_state_dict(loader.state_dict())
@@ -258,11 +259,11 @@ def test_an_error_of_the_thread_reaches_the_step_that_needs_the_batch_with_its_o
 
 
 def test_a_run_that_is_interrupted_leaves_no_thread() -> None:
-    batches = iter(StepLoader(Watched(), seed=5, ahead=True))
+    batches, earlier = iter(StepLoader(Watched(), seed=5, ahead=True)), batch_threads()
     next(batches)
-    (thread,) = batch_threads()
+    (thread,) = batch_threads() - earlier
     batches.close()  # type: ignore[attr-defined]
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
 
 
