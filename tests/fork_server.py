@@ -177,7 +177,7 @@ def watch_command(order: Order) -> dict[str, Any]:
             count = touched.stat().st_size if touched.is_file() else 0
             seconds = time.monotonic() - since
             return {"code": os.waitstatus_to_exitcode(status), "seconds": seconds, "touched": count}
-        if time.monotonic() - since > order.get("timeout", 120):
+        if time.monotonic() - since > order.get("timeout", 500):
             os.killpg(pid, signal.SIGKILL)
         if waiting and log.is_file() and waiting[0][0] in log.read_text():
             _, delay, number = waiting.pop(0)

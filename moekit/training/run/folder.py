@@ -94,6 +94,8 @@ class RunFolder:
     def locked(self) -> Iterator[RunFolder]:
         """Keeps other processes from training in this folder. The system unlocks it when this process ends.
 
+        A process that is forked from this one, such as a worker that loads data, does not hold the lock.
+
         Raises:
             MoekitError: another process trains in it; the message names its host and process number.
         """
@@ -101,6 +103,7 @@ class RunFolder:
             try:
                 if fcntl is not None:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.register_at_fork(after_in_child=file.close)  # for a child may outlive this process
             except BlockingIOError as error:
                 file.seek(0)
                 owner = file.read() or "another process"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -175,6 +176,25 @@ def test_a_second_process_cannot_train_in_the_folder_until_the_first_has_ended(t
         owner.kill()
     with RunFolder(tmp_path).locked():
         assert f"process {os.getpid()} on " in (tmp_path / ".lock").read_text()
+
+
+def test_a_child_that_outlives_the_owner_does_not_hold_the_lock(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, time; from pathlib import Path; from moekit.training.run.folder import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).locked():\n"
+        "    if os.fork() == 0: print(os.getpid(), flush=True)\n"
+        "    time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        child = int(owner.stdout.readline())
+        owner.kill()
+        owner.wait()
+        try:
+            with RunFolder(tmp_path).locked():
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)  # fails if it has ended
 
 
 def test_a_folder_that_cannot_be_written_is_rejected(tmp_path: Path) -> None:
