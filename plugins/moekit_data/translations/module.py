@@ -55,7 +55,7 @@ class TranslationData(Data):
         if self._bucket is not None:
             return
         if self.spec.path is None:
-            origin, read = "Django's catalogs", read_django()
+            origin, read = "Django's catalogs", read_django(self.tokenizer.languages or self.spec.languages or ())
         else:
             origin, read = self.spec.path, read_files(Path(self.spec.path))
         pairs, notes = keep(read, self.spec.max_chars)

@@ -21,10 +21,13 @@ TABS = (".tsv",)
 FIELDS = Pair._fields
 
 
-def read_django() -> Iterator[Pair]:
+def read_django(languages: Sequence[str] = ()) -> Iterator[Pair]:
     """Every translated entry of Django's core and contrib apps, catalog by catalog in order of path.
 
     Django itself is not imported.
+
+    Args:
+        languages: only catalogs of these are read; all catalogs if none is given, or one has no catalog.
 
     Raises:
         MissingPackage: Django or polib is not installed.
@@ -38,9 +41,10 @@ def read_django() -> Iterator[Pair]:
             f"no catalogs below {root}\n  expected locale/*/LC_MESSAGES/*.po, which some distributions omit\n"
             f"  {install('translation')}"
         )
-    for path in catalogs:
-        language = path.parent.parent.name
-        if language.partition("_")[0] != "en":  # en_AU and en_GB change spelling and do not translate
+    names = {path: path.parent.parent.name for path in catalogs}
+    chosen = set(languages) if languages and set(languages) <= set(names.values()) else set(names.values())
+    for path, language in names.items():
+        if language in chosen and language.partition("_")[0] != "en":  # en_AU, en_GB: other spelling, no translation
             yield from read_catalog(path, language)
 
 

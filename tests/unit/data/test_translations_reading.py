@@ -79,6 +79,16 @@ def test_every_app_is_read_and_english_is_skipped(tmp_path, monkeypatch):
     ]
 
 
+def test_only_catalogs_of_named_languages_are_read_and_all_if_one_has_none(tmp_path, monkeypatch):
+    """All, so that an error can list the languages."""
+    text = 'msgid "Colour of APP"\nmsgstr "Farbe"\n'
+    django_at(tmp_path, monkeypatch, de=text, en=text, fr="damaged", pt_BR=text)
+    assert [pair.language for pair in read_django(["pt_BR", "de"])] == ["de", "pt_BR"] * 2
+    for unknown in (["de", "deu"], ["de", "fr"], []):
+        with pytest.raises(DataError, match=r"cannot read .*fr"):
+            list(read_django(unknown))
+
+
 @pytest.mark.parametrize("missing", ["django", "polib"])
 def test_a_missing_package_is_named_with_the_command(tmp_path, monkeypatch, missing):
     django_at(tmp_path, monkeypatch, de=CATALOG)
