@@ -13,7 +13,7 @@ import os
 import re
 import sysconfig
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from moekit.files import open_regular
@@ -48,7 +48,9 @@ def prose() -> Iterator[Document]:
     ``python``'s, so that few texts are in both domains.
     """
     seen: set[bytes] = set()
-    text_of = {document.key: document.text for document in (*_descriptions(), *_licences(), *_topics())}
+    packages = _distributions()
+    texts = (*_descriptions(packages), *_licences(packages), *_topics())
+    text_of = {document.key: document.text for document in texts}
     for key in shuffled(text_of):
         yield Document(key, _new_paragraphs(text_of[key], seen))
     sources = _files("stdlib", _stdlib(), (".py",)) | _files("torch", _package("torch"), (".py",))
@@ -77,7 +79,7 @@ def code_pages() -> Iterator[Document]:
 
 def file_lists() -> Iterator[Document]:
     """What installed packages list of their files: names, checksums, sizes; keys start with ``files/``."""
-    texts = {d.metadata["Name"].lower(): _text(d, "RECORD") for d in _distributions()}
+    texts = {name: _text(distribution, "RECORD") for name, distribution in _distributions().items()}
     for name in shuffled(texts):
         if texts[name]:
             yield Document(f"files/{name}", truncate(texts[name].encode(), MAX_FILE))
@@ -127,20 +129,20 @@ def _package(name: str) -> Path | None:
     return Path(spec.origin).parent if spec and spec.origin else None
 
 
-def _files(label: str, root: Path | None, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Files below ``root`` by key: ``label`` and the relative name."""
-    found: dict[str, Path] = {}
+def _files(label: str, root: Path | None, suffixes: tuple[str, ...]) -> dict[str, str]:
+    """Paths of files below ``root`` by key: ``label`` and the relative name."""
+    found: dict[str, str] = {}
     for folder, subfolders, names in os.walk(root) if root else ():
         subfolders[:] = [s for s in subfolders if s not in _NOT_LIBRARY]
         inside = folder[len(str(root)) :].replace(os.sep, "/")
-        found |= {f"{label}{inside}/{name}": Path(folder, name) for name in names if name.endswith(suffixes)}
+        found |= {f"{label}{inside}/{name}": os.path.join(folder, name) for name in names if name.endswith(suffixes)}
     return found
 
 
-def _read(paths: dict[str, Path], *, backwards: bool = False) -> Iterator[Document]:
+def _read(paths: dict[str, str], *, backwards: bool = False) -> Iterator[Document]:
     keys = shuffled(paths)
     for key in reversed(keys) if backwards else keys:
-        document = _document(key, paths[key])
+        document = _document(key, Path(paths[key]))
         if document is not None:
             yield document
 
@@ -155,19 +157,19 @@ def _document(key: str, path: Path) -> Document | None:
     return None if text is None else Document(key, text)
 
 
-def _distributions() -> Iterator[importlib.metadata.Distribution]:
-    """Installed packages, each once: the first on the path hides others of its name.
+def _distributions() -> dict[str, importlib.metadata.Distribution]:
+    """Installed packages by name, in lower case: the first on the path hides others of its name.
 
     Those whose description is not UTF-8 are skipped.
     """
-    seen: set[str] = set()
+    found: dict[str, importlib.metadata.Distribution] = {}
     for distribution in importlib.metadata.distributions():
         if _text(distribution, "METADATA"):
-            about = distribution.metadata
+            about = distribution.metadata  # parsed each time that it is read
             name = about["Name"].lower() if "Name" in about else ""
-            if name and name not in seen:
-                seen.add(name)
-                yield distribution
+            if name:
+                found.setdefault(name, distribution)
+    return found
 
 
 def _text(distribution: importlib.metadata.Distribution, file: str) -> str:
@@ -178,21 +180,20 @@ def _text(distribution: importlib.metadata.Distribution, file: str) -> str:
         return ""
 
 
-def _descriptions() -> Iterator[Document]:
-    for distribution in _distributions():
+def _descriptions(packages: Mapping[str, importlib.metadata.Distribution]) -> Iterator[Document]:
+    for package, distribution in packages.items():
         text = to_utf8(_text(distribution, "METADATA").partition("\n\n")[2].encode())
         if text:
-            yield Document(f"description/{distribution.metadata['Name'].lower()}", truncate(text, MAX_FILE))
+            yield Document(f"description/{package}", truncate(text, MAX_FILE))
 
 
-def _licences() -> Iterator[Document]:
-    for distribution in _distributions():
+def _licences(packages: Mapping[str, importlib.metadata.Distribution]) -> Iterator[Document]:
+    for package, distribution in packages.items():
         for line in _text(distribution, "RECORD").splitlines():
             name = line.partition(",")[0]
             folder, _, inside = name.partition("/")
             if folder.endswith(".dist-info") and inside.rpartition("/")[2].upper().startswith(_LICENCE_NAMES):
-                key = f"licence/{distribution.metadata['Name'].lower()}/{inside}"
-                document = _document(key, Path(str(distribution.locate_file(name))))
+                document = _document(f"licence/{package}/{inside}", Path(str(distribution.locate_file(name))))
                 if document is not None:
                     yield document
 
