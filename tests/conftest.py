@@ -31,6 +31,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ and not wants_gpu(sys.argv[1:]):  # w
 import pytest
 import torch
 
+from moekit.seeds import seed_all
+
 torch.set_num_threads(1)
 
 
@@ -51,5 +53,5 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def _same_start() -> None:
     """No test starts from what another left: Lightning sets deterministic operators for the whole process."""
-    torch.manual_seed(0)
+    seed_all(0)
     torch.use_deterministic_algorithms(False)
