@@ -36,6 +36,7 @@ import moekit.training.run.train
 from moekit.cli import main
 from moekit.training import LitMoE
 
+TIMEOUT = 500  # s of a command, from its start or the last signal sent to it
 TOUCHES = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "fsync")
 Order = dict[str, Any]
 
@@ -177,7 +178,7 @@ def watch_command(order: Order) -> dict[str, Any]:
             count = touched.stat().st_size if touched.is_file() else 0
             seconds = time.monotonic() - since
             return {"code": os.waitstatus_to_exitcode(status), "seconds": seconds, "touched": count}
-        if time.monotonic() - since > order.get("timeout", 500):
+        if time.monotonic() - since > TIMEOUT:
             os.killpg(pid, signal.SIGKILL)
         if waiting and log.is_file() and waiting[0][0] in log.read_text():
             _, delay, number = waiting.pop(0)

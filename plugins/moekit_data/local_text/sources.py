@@ -142,12 +142,12 @@ def _files(label: str, root: Path | None, suffixes: tuple[str, ...]) -> dict[str
 def _read(paths: dict[str, str], *, backwards: bool = False) -> Iterator[Document]:
     keys = shuffled(paths)
     for key in reversed(keys) if backwards else keys:
-        document = _document(key, Path(paths[key]))
+        document = _document(key, paths[key])
         if document is not None:
             yield document
 
 
-def _document(key: str, path: Path) -> Document | None:
+def _document(key: str, path: str | os.PathLike[str]) -> Document | None:
     """The file's text; None when it cannot be read, is binary, or is not UTF-8: replacing bytes would make up text."""
     try:
         with open_regular(path) as file:
@@ -193,7 +193,7 @@ def _licences(packages: Mapping[str, importlib.metadata.Distribution]) -> Iterat
             name = line.partition(",")[0]
             folder, _, inside = name.partition("/")
             if folder.endswith(".dist-info") and inside.rpartition("/")[2].upper().startswith(_LICENCE_NAMES):
-                document = _document(f"licence/{package}/{inside}", Path(str(distribution.locate_file(name))))
+                document = _document(f"licence/{package}/{inside}", str(distribution.locate_file(name)))
                 if document is not None:
                     yield document
 

@@ -41,9 +41,10 @@ def read_django(languages: Sequence[str] = ()) -> Iterator[Pair]:
             f"no catalogs below {root}\n  expected locale/*/LC_MESSAGES/*.po, which some distributions omit\n"
             f"  {install('translation')}"
         )
-    names = {path: path.parent.parent.name for path in catalogs}
-    chosen = set(languages) if languages and set(languages) <= set(names.values()) else set(names.values())
-    for path, language in names.items():
+    language_of = {path: path.parent.parent.name for path in catalogs}
+    found = set(language_of.values())
+    chosen = set(languages) if languages and found.issuperset(languages) else found
+    for path, language in language_of.items():
         if language in chosen and language.partition("_")[0] != "en":  # en_AU, en_GB: other spelling, no translation
             yield from read_catalog(path, language)
 

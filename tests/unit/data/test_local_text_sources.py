@@ -89,10 +89,11 @@ def test_descriptions_and_licences_of_installed_packages(tmp_path, monkeypatch):
     )
     thing = importlib.metadata.PathDistribution(tmp_path / "thing-1.0.dist-info")
     monkeypatch.setattr(importlib.metadata, "distributions", lambda: iter([thing, thing]))
-    assert [(d.key, d.text) for d in sources._descriptions(sources._distributions())] == [
+    packages = sources._distributions()
+    assert [(d.key, d.text) for d in sources._descriptions(packages)] == [
         ("description/thing", b"This thing does much.\n")
     ]
-    assert [(d.key, d.text) for d in sources._licences(sources._distributions())] == [
+    assert [(d.key, d.text) for d in sources._licences(packages)] == [
         ("licence/thing/licenses/LICENSE.txt", b"Do what you like.")
     ]
 
@@ -112,9 +113,9 @@ def test_a_package_whose_metadata_is_not_utf8_is_skipped(tmp_path, monkeypatch):
     (tmp_path / "b.dist-info" / "METADATA").write_bytes(b"Name: b\n\ncaf\xe9")
     found = [importlib.metadata.PathDistribution(tmp_path / name) for name in ("a.dist-info", "b.dist-info")]
     monkeypatch.setattr(importlib.metadata, "distributions", lambda: iter(found))
-    assert [d.key for d in sources._descriptions(sources._distributions())] == ["description/a"] and list(
-        sources._licences(sources._distributions())
-    ) == []
+    packages = sources._distributions()
+    assert [d.key for d in sources._descriptions(packages)] == ["description/a"]
+    assert list(sources._licences(packages)) == []
 
 
 def test_a_long_file_is_cut_between_characters_and_kept(tmp_path, monkeypatch):
