@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import Final
+from typing import IO, Any, Final
 
 try:
     import fcntl
@@ -54,6 +54,24 @@ def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> Buff
     except BaseException:
         os.close(handle)
         raise
+
+
+def lock(file: IO[Any], *, wait: bool) -> None:
+    """Locks an open file until it is closed or this process ends; processes forked from this one do not hold the lock.
+
+    Nothing is locked on Windows, nor on a file system without locks.
+
+    Raises:
+        BlockingIOError: another process holds the lock, and ``wait`` is False.
+    """
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            os.register_at_fork(after_in_child=file.close)  # for a child may outlive this process
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass  # a file system without locks
 
 
 def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:

@@ -12,7 +12,6 @@ import pytest
 import moekit
 from moekit import files
 from moekit.training.callbacks import interrupt
-from moekit.training.run import folder
 
 
 def test_a_run_is_trained_saved_and_resumed_without_what_windows_lacks(
@@ -27,7 +26,7 @@ def test_a_run_is_trained_saved_and_resumed_without_what_windows_lacks(
         return opened(path, *rest, **of_rmtree)
 
     monkeypatch.setattr(files, "WINDOWS", True)
-    monkeypatch.setattr(folder, "fcntl", None)
+    monkeypatch.setattr(files, "fcntl", None)
     monkeypatch.setattr(os, "open", refuse_directories)
     monkeypatch.setattr(interrupt, "NAMES", {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"})
     small = ["model.dim=16", "data.megabytes=0.1", "data.seq=32", "data.batch=2", "trainer.accelerator=cpu"]

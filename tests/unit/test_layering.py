@@ -40,7 +40,6 @@ LONG: dict[str, str] = {
     "moekit/run.py": "a run from Python: training it, and everything in its folder",
     "moekit/routing.py": "the three forms of a routing, and what each says of itself",
     "moekit/shards.py": "what a rank holds of a tensor, a model and an optimizer",
-    "moekit/training/run/folder.py": "where every file of a run is, and how a run's folder is claimed and found",
     "moekit/spec/fields.py": "how a spec class declares its options, and what holds for every spec",
     "moekit/spec/layers.py": "the layers of a spec: files, what they extend, and their merge",
     "moekit/spec/loading.py": "load, from what is given to a spec: layers, plan, conversion, construction",

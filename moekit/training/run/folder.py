@@ -15,14 +15,9 @@ from pathlib import Path
 from moekit.checkpoints.files import steps_in, target_of
 from moekit.checkpoints.reading import is_checkpoint
 from moekit.errors import CheckpointError, MoekitError
-from moekit.files import discard_partial, make_directory, sync_directory
+from moekit.files import discard_partial, lock, make_directory, sync_directory
 from moekit.registry import current
 from moekit.spec.layers import head_of
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 RUNS: Path = Path("runs")
 LOCK, SPEC = ".lock", "spec.yaml"
@@ -101,17 +96,13 @@ class RunFolder:
         """
         with (self.path / LOCK).open("a+", encoding="utf-8") as file:
             try:
-                if fcntl is not None:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.register_at_fork(after_in_child=file.close)  # for a child may outlive this process
+                lock(file, wait=False)
             except BlockingIOError as error:
                 file.seek(0)
                 owner = file.read() or "another process"
                 raise MoekitError(
                     f"{self.name} is in use: {owner} is training in it\n  wait for it, or stop it"
                 ) from error
-            except OSError:
-                pass  # a file system without locks
             with suppress(OSError):  # a full disk: the lock holds, but does not say whose it is
                 file.truncate(0)
                 os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from moekit.errors import DataError
-from moekit.files import cache_folder, make_directory, replace_file
+from moekit.files import cache_folder, lock, make_directory, replace_file
 from moekit_data.mapped import MappedTokens, Stream
 from moekit_data.text_files.jobs import TRAIN, VALIDATION, Run
 
@@ -60,12 +60,7 @@ def alone(root: Path, name: str) -> Iterator[None]:
     except OSError as error:
         raise cannot_write(root, error) from error
     with file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except (ImportError, OSError):
-            pass  # without locks each process does the work, and the first to end wins
+        lock(file, wait=True)  # without locks each process does the work, and the first to end wins
         yield
 
 
