@@ -250,7 +250,7 @@ def test_an_interrupt_ends_with_code_130(install: Install, tmp_path: Path) -> No
             assert process.stderr.readline() == "reached\n"
             time.sleep(0.05)
             process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=30)
+            _, err = process.communicate(timeout=120)
         finally:
             process.kill()
     assert (process.returncode, err) == (130, "\ninterrupted\n")

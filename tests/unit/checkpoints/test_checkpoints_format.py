@@ -80,9 +80,9 @@ def test_checksums_are_computed_in_parallel_and_the_first_mismatch_is_named(
 
     def digest_of(file: Path) -> Any:
         if file.name in names[:2]:
-            two.wait(timeout=20)  # until both are being hashed
+            two.wait(timeout=200)  # until both are being hashed
         elif file.name == "part-2":
-            assert later.wait(timeout=20)
+            assert later.wait(timeout=200)
         found = real(file)
         if file.name == "part-3":
             later.set()

@@ -186,4 +186,4 @@ def test_a_torch_that_does_not_import_is_a_fault_and_the_rest_is_still_said(
     assert main(["doctor", "--out", str(tmp_path), "--json"]) == 1
     found = {each["topic"]: each for each in json.loads(capsys.readouterr().out)["findings"]}
     assert found["import lightning"]["level"] == "fault" and "AttributeError" in found["import lightning"]["value"]
-    assert found["write"]["level"] == "ok"
+    assert "a file is flushed and moved in" in found["write"]["value"]  # a note where the disk is busy
