@@ -29,14 +29,14 @@ from test_first_party import COMPONENTS, EXAMPLES
 from moekit_testing.cases import examples_in_recipes
 
 E, D = 16, 12
+KNOWN = examples_in_recipes(COMPONENTS) | EXAMPLES
 PLUGINS = ("routers", "dispatchers", "balancers", "experts")
 
 
 def first_party(kind: str) -> dict[str, Any]:
     """One spec of each first-party component of a kind, by its name."""
-    known = examples_in_recipes(COMPONENTS) | EXAMPLES
     names = [c for c in current().components(kind) if c.plugin in PLUGINS]
-    return {c.name: known[f"{kind}/{c.name}"][0] if f"{kind}/{c.name}" in known else c.spec_class() for c in names}
+    return {c.name: KNOWN[f"{kind}/{c.name}"][0] if f"{kind}/{c.name}" in KNOWN else c.spec_class() for c in names}
 
 
 ROUTERS: dict[str, RouterSpec] = first_party("router")
