@@ -244,9 +244,10 @@ if not find_spec("datasets"):
     del EXAMPLES["data/hf_dataset"]
 
 COMPONENTS = [c for c in current().components() if c.name != "hf_dataset" or find_spec("datasets")]
+KNOWN = examples_in_recipes(COMPONENTS) | EXAMPLES
 
 
-@parametrize_checks(COMPONENTS, examples=examples_in_recipes(COMPONENTS) | EXAMPLES)
+@parametrize_checks(COMPONENTS, examples=KNOWN)
 def test_conformance(check: Callable[[], None]) -> None:
     check()
 
