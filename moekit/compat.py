@@ -131,6 +131,14 @@ def kill_started_processes(launcher: object) -> None:
         launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows has no SIGKILL: its SIGTERM ends at once
 
 
+def set_sigterm_handler(trainer: Any, handler: Callable[[int, object], object] | None) -> None:
+    """Has a ``Trainer`` set this handler of SIGTERM when it sets handlers; None: its own again."""
+    own = vars(trainer._signal_connector)
+    own.pop("_sigterm_notifier_fn", None)
+    if handler is not None:
+        own["_sigterm_notifier_fn"] = handler
+
+
 def validate_now(trainer: Any) -> None:
     """Runs a validation within ``fit``, as Lightning does after a step."""
     loop = trainer.fit_loop.epoch_loop.val_loop

@@ -1,8 +1,8 @@
 """``moekit`` as a command that records its micro-batches, and one of whose ranks may send itself a signal.
 
 ``interrupted_rank.py FOLDER RANK STEP SIGNAL train ...``: each rank writes a line for each micro-batch, its step and
-hash, to a file of its own in FOLDER. In step STEP, rank RANK sends itself SIGNAL, a number; with STEP -n, while it
-validates after step n. RANK -1: no rank.
+hash, to a file of its own in FOLDER. In step STEP, rank RANK sends itself SIGNAL, a number; with STEP 0, while it sets
+up its data; with STEP -n, while it validates after step n. RANK -1: no rank.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +20,15 @@ from moekit.cli import main
 from moekit.training import LitMoE
 
 FOLDER, RANK, STEP, SIGNAL = Path(sys.argv[1]), *map(int, sys.argv[2:5])
-training_step, validation_step = LitMoE.training_step, LitMoE.validation_step
+training_step, validation_step, train_dataloader = (
+    LitMoE.training_step, LitMoE.validation_step, LitMoE.train_dataloader
+)  # fmt: skip
+
+
+def interrupted_train_dataloader(module: LitMoE) -> Any:
+    if (module.global_rank, STEP) == (RANK, 0):
+        os.kill(os.getpid(), SIGNAL)
+    return train_dataloader(module)
 
 
 def recorded_training_step(module: LitMoE, batch: Batch, batch_idx: int) -> Tensor:
@@ -41,6 +50,7 @@ def interrupted_validation_step(module: LitMoE, batch: Batch, batch_idx: int) ->
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
+    LitMoE.train_dataloader = interrupted_train_dataloader  # type: ignore[method-assign]
     LitMoE.training_step = recorded_training_step  # type: ignore[method-assign]
     LitMoE.validation_step = interrupted_validation_step  # type: ignore[method-assign]
     sys.exit(main(sys.argv[5:]))

@@ -153,6 +153,18 @@ def test_a_signal_during_the_last_validation_stops_both_ranks_before_the_summary
     assert "val/loss" in read_metrics(folder / "metrics.csv")[STEPS]
 
 
+@TWO_RANKS
+def test_a_signal_before_the_first_step_stops_both_ranks_after_it(
+    tmp_path: Path, start: tuple[str, ...], strategy: str
+) -> None:
+    """Lightning's handler, which is set by then, would send the other rank a tensor that it does not expect."""
+    prepare(tmp_path)
+    stopped, folder = Trainer(tmp_path, 2, strategy, start).new("early", (1, 0, signal.SIGTERM))
+    assert stopped.code == 0 and stopped.seconds < WITHIN and "Traceback" not in stopped.output, stopped.output
+    assert stopped.output.count("stopped at step 1; ") == 1, stopped.output
+    assert saved(folder)["global_step"] == 1
+
+
 def test_when_rank_1_hangs_rank_0_ends_after_the_timeout(tmp_path: Path) -> None:
     """Stopped, and not killed: its connections stay open, so rank 0 cannot notice. It must be killed in the end too:
     it holds this test's pipes, and would keep ``run`` waiting.

@@ -142,6 +142,20 @@ def test_a_stopped_process_that_lightning_started_is_killed() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's own advice
+def test_a_handler_of_sigterm_replaces_lightning_s_own_until_it_is_removed() -> None:
+    trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False)
+    heard: list[int] = []
+    for handler in (lambda number, frame: heard.append(number), None):
+        compat.set_sigterm_handler(trainer, handler)
+        trainer._signal_connector.register_signal_handlers()
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            trainer._signal_connector.teardown()
+        assert (heard, trainer.received_sigterm) == ([signal.SIGTERM], handler is None)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own advice
 def test_the_counters_of_lightning_s_loop_are_in_its_checkpoint() -> None:
     class Tiny(L.LightningModule):
         def __init__(self) -> None:

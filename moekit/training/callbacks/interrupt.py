@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
+from moekit.compat import set_sigterm_handler
 from moekit.distributed import host_group, is_distributed
 from moekit.training.module import LitMoE
 
@@ -45,13 +46,25 @@ class StopOnInterrupt(Callback):
         self.report = report
         self.signal: signal.Signals | None = None
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Has Lightning set this handler of SIGTERM in place of its own, before it sets up the data.
+
+        Its own would broadcast to ranks that expect something else, which hangs, and end training within a step.
+        """
+        if stage == "fit":
+            set_sigterm_handler(trainer, self._on_signal)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leaves what the trainer does next, such as ``validate``, to Lightning's handler."""
+        set_sigterm_handler(trainer, None)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Replaces Lightning's handler of SIGTERM, which would stop within a step.
+        """Sets the handlers of all signals, if none has arrived.
 
         Lightning restores all handlers when training ends. Python allows handlers only in the main thread; in another
         thread nothing changes.
         """
-        if threading.current_thread() is threading.main_thread():
+        if self.signal is None and threading.current_thread() is threading.main_thread():
             for number in NAMES:
                 if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
                     signal.signal(number, self._on_signal)

@@ -53,6 +53,25 @@ def test_the_first_signal_ends_the_run_after_its_step_and_handlers_are_restored(
     assert {each: signal.getsignal(each) for each in SIGNALS} == before
 
 
+class BeforeTraining(L.Callback):
+    """Sends SIGTERM once Lightning has set its handler, and before training starts."""
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_before_the_first_step_ends_the_run_after_it(recipe: Make) -> None:
+    """Lightning's own handler would end it in the first micro-batch, with nothing saved."""
+    before, seen = {each: signal.getsignal(each) for each in SIGNALS}, Seen()
+    said: list[str] = []
+    stop = StopOnInterrupt(said.append)
+    t = trainer(5, num_sanity_val_steps=1, callbacks=[stop, BeforeTraining(), seen], accumulate_grad_batches=2)
+    t.fit(LitMoE(recipe()))
+    assert (t.global_step, stop.signal, len(said)) == (1, signal.SIGTERM, 1)
+    assert seen.handlers[signal.SIGTERM] == signal.SIG_DFL  # a second one ends the process
+    assert {each: signal.getsignal(each) for each in SIGNALS} == before
+
+
 class InValidation(L.Callback):
     """Sends a signal in a batch of the second validation, and records what is validated and saved."""
 
