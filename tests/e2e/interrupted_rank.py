@@ -20,13 +20,12 @@ from moekit.cli import main
 from moekit.training import LitMoE
 
 FOLDER, RANK, STEP, SIGNAL = Path(sys.argv[1]), *map(int, sys.argv[2:5])
-training_step, validation_step, train_dataloader = (
-    LitMoE.training_step, LitMoE.validation_step, LitMoE.train_dataloader
-)  # fmt: skip
+training_step, validation_step = LitMoE.training_step, LitMoE.validation_step
+train_dataloader = LitMoE.train_dataloader
 
 
 def interrupted_train_dataloader(module: LitMoE) -> Any:
-    if (module.global_rank, STEP) == (RANK, 0):
+    if module.global_rank == RANK and STEP == 0:
         os.kill(os.getpid(), SIGNAL)
     return train_dataloader(module)
 
