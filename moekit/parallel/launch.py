@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
+from functools import cache
 
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -88,7 +90,8 @@ def _choose_and_send(choose: Callable[[], str], send: Callable[[str], object]) -
     try:
         chosen = choose()
     except MoekitError as error:
-        send(json.dumps({"error": str(error).partition("\n")[0]}))
+        with suppress(MoekitError):  # that a rank did not answer matters less than this error
+            send(json.dumps({"error": str(error).partition("\n")[0]}))
         raise
     send(json.dumps({"chosen": chosen}))
     return chosen
@@ -110,22 +113,59 @@ def _broadcast(message: str) -> str:
 
 def _from_store(cluster: ClusterEnvironment, key: str, choose: Callable[[], str], timeout: timedelta) -> str:
     rank, world = cluster.global_rank(), cluster.world_size()
-    torchrun_serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # its own store, at that port
-    serves = rank == 0 and not torchrun_serves
-    store = dist.TCPStore(cluster.main_address, cluster.main_port, world, serves, RANK_ZERO_TIMEOUT, multi_tenant=True)  # type: ignore[attr-defined]
     key = f"{key}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
+    def call() -> str:  # the same name may be decided again
+        return f"{key}/{store.add(f'{key}/calls/{rank}', 1)}"
+
     def send(message: str) -> None:
-        store.set(key, message)
-        # The store may end with this process, so wait until every rank has read it.
-        store.wait([f"{key}/{other}" for other in range(1, world)], RANK_ZERO_TIMEOUT)
+        sent = call()
+        store.set(sent, message)
+        for other in range(1, world):  # the store may end with this process
+            try:
+                store.wait([f"{sent}/{other}"], RANK_ZERO_TIMEOUT)
+            except dist.DistError as error:
+                raise _no_answer(other, RANK_ZERO_TIMEOUT) from error
 
     if rank == 0:
+        store = _open_store(cluster)
         return _choose_and_send(choose, send)
     try:
-        store.wait([key], timeout)
-        message: str = store.get(key).decode()
+        store = _open_store(cluster)
+        received = call()
+        store.wait([received], timeout)
+        message: str = store.get(received).decode()
+        store.set(f"{received}/{rank}", "received")
     except dist.DistError as error:
-        raise MoekitError(f"rank 0 of this run has crashed, or did not answer within {timeout}") from error
-    store.set(f"{key}/{rank}", "received")
+        raise _no_answer(0, timeout) from error
     return _received(message)
+
+
+def _open_store(cluster: ClusterEnvironment) -> dist.TCPStore:  # type: ignore[name-defined]
+    address, port = cluster.main_address, cluster.main_port
+    torchrun_serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # its own store, at that port
+    serves = cluster.global_rank() == 0 and not torchrun_serves
+    try:
+        return _store(address, port, serves)
+    except dist.DistNetworkError as error:
+        if not serves:
+            raise
+        raise MoekitError(
+            f"rank 0 of this run cannot listen at {address}, port {port}: {str(error).partition(chr(10))[0]}\n"
+            "  if another program uses the port, set MASTER_PORT to a free one, the same on every rank"
+        ) from error
+
+
+@cache
+def _store(address: str, port: int, serves: bool) -> dist.TCPStore:  # type: ignore[name-defined]
+    """This process's connection to rank 0's store. It stays open until the process ends: if rank 0 closed its store
+    after each choice, another rank could connect for the next choice to the store that closes. The process group uses
+    the same store.
+    """
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        address, port, is_master=serves, timeout=RANK_ZERO_TIMEOUT, wait_for_workers=False, multi_tenant=True
+    )
+
+
+def _no_answer(rank: int, timeout: timedelta) -> MoekitError:
+    return MoekitError(f"rank {rank} of this run has crashed, or did not answer within {timeout}")
