@@ -7,6 +7,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,14 @@ def run_forked(script: Path, world: int, *args: str, timeout: float = 240) -> st
         output = log.read()
     assert answer["code"] == 0, f"{script.name} ended with {answer['code']}:\n{output[-6000:]}"
     return output
+
+
+def free_port() -> int:
+    """A port of this machine that no program uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def fork(timeout: float, **order: Any) -> dict[str, Any]:

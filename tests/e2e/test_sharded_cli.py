@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ranks import run
+from ranks import free_port, run
 from tiny_runs import prepare
 
 from moekit.training.run.folder import LOCK
@@ -95,6 +95,7 @@ def run_by_slurm(path: Path, *argv: str) -> list[tuple[int, str, str]]:
     job = {
         "SLURM_JOB_ID": "18243", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NNODES": "1",
         "SLURM_NODELIST": "localhost", "SLURM_NODEID": "0", "SLURM_NTASKS_PER_NODE": "2", "OMP_NUM_THREADS": "1",
+        "MASTER_PORT": str(free_port()),
     }  # fmt: skip
     tasks = [
         subprocess.Popen(

@@ -11,6 +11,7 @@ from typing import cast
 
 import pytest
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from ranks import free_port
 
 from moekit.errors import CheckpointError, MoekitError
 from moekit.parallel import launch
@@ -34,13 +35,6 @@ def decide(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Futu
 
     yield both
     launch._store.cache_clear()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 def cluster(rank: int, port: int) -> ClusterEnvironment:
