@@ -60,12 +60,14 @@ class TextFilesData(TextData):
             with self._workers([*held_out, *given]) as workers:
                 plan = self._plan(held_out, given, workers)
                 self._learn(root, plan)
-                if (known := self._opened(root, plan.fingerprint)) is None:
-                    try:
-                        self._write(root, plan, workers)
-                    except OSError as error:
-                        raise store.cannot_write(root, error) from error
-                    known = self._opened(root, plan.fingerprint)
+                place = self._place(root, plan.fingerprint)
+                with store.alone(root, place.name):  # files elsewhere may hold the same text
+                    if (known := self._opened(root, plan.fingerprint)) is None:
+                        try:
+                            self._write(place, plan, workers)
+                        except OSError as error:
+                            raise store.cannot_write(root, error) from error
+                        known = self._opened(root, plan.fingerprint)
             store.remember(root, stamp, plan.fingerprint)
         if known is None:
             raise DataError(f"the tokenised text in {root} cannot be read back\n  expected a folder: option data.cache")
@@ -163,10 +165,10 @@ class TextFilesData(TextData):
                     if limit <= 0:
                         return
 
-    def _write(self, root: Path, plan: Plan, workers: Workers) -> None:
+    def _write(self, place: Path, plan: Plan, workers: Workers) -> None:
         vocab = max(len(self.tokenizer.spelling), self.spec.tokenizer.vocab)
         dtype = "<u1" if vocab <= 1 << 8 else "<u2" if vocab <= 1 << 16 else "<i4"
-        writer = store.Writer(self._place(root, plan.fingerprint), plan.domains, dtype)
+        writer = store.Writer(place, plan.domains, dtype)
         useful = [
             i for i in range(len(plan.segments)) if (plan.fate_N[plan.first[i] : plan.first[i + 1]] != SKIP).any()
         ]

@@ -49,7 +49,9 @@ def key(*parts: Any) -> str:
 
 @contextmanager
 def alone(root: Path, name: str) -> Iterator[None]:
-    """Waits until no other process of this machine works on the same text; the others then find it done.
+    """Waits until no other process of this machine works on what has this name; the others then find it done.
+
+    The name is of files, which are read, or of a text in tokens, which is written: different files may hold one text.
 
     Raises:
         DataError: the folder cannot be written to.

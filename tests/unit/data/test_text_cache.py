@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from moekit.registry import build
 from moekit_data.bpe import BytePairs
 from moekit_data.bpe.module import BytePairTokenizer
 from moekit_data.mapped import READS, MappedTokens
-from moekit_data.text_files import TextFiles, files, jobs, module, reading
+from moekit_data.text_files import TextFiles, files, jobs, module, reading, store
 from moekit_data.text_files.progress import Bar
 from moekit_hf.tokenizer import TokenizerFile
 
@@ -84,6 +86,25 @@ def test_text_is_tokenised_once(corpus, tmp_path, monkeypatch):
     with (corpus / "long.txt").open("a") as file:
         file.write("one more line\n")
     assert streams(make(corpus, tmp_path)) != first
+
+
+def test_copies_of_a_text_tokenised_at_the_same_time_do_not_disturb_each_other(corpus, tmp_path, monkeypatch):
+    """Each once deleted the other's files, which it took for those of a process that was killed."""
+    copied = shutil.copytree(corpus, tmp_path / "copied")
+    first, second = make(corpus, tmp_path), make(copied, tmp_path)
+    add, found = store.Writer.add, []
+    other = threading.Thread(target=lambda: found.append(streams(second)))
+
+    def add_while_the_other_begins(self, *args):
+        if other.ident is None:
+            other.start()
+            other.join(0.5)
+        add(self, *args)
+
+    monkeypatch.setattr(store.Writer, "add", add_while_the_other_begins)
+    expected = streams(first)
+    other.join()
+    assert found == [expected]
 
 
 def test_tokens_are_learnt_once(corpus, tmp_path, monkeypatch):
