@@ -62,12 +62,12 @@ class TextFilesData(TextData):
                 self._learn(root, plan)
                 place = self._place(root, plan.fingerprint)
                 with store.alone(root, place.name):  # files elsewhere may hold the same text
-                    if (known := self._opened(root, plan.fingerprint)) is None:
+                    if (known := self._opened(place)) is None:
                         try:
                             self._write(place, plan, workers)
                         except OSError as error:
                             raise store.cannot_write(root, error) from error
-                        known = self._opened(root, plan.fingerprint)
+                        known = self._opened(place)
             store.remember(root, stamp, plan.fingerprint)
         if known is None:
             raise DataError(f"the tokenised text in {root} cannot be read back\n  expected a folder: option data.cache")
@@ -102,11 +102,11 @@ class TextFilesData(TextData):
             return None
         if not self.tokenizer.spelling and (state := store.remembered(root, self._learnt(fingerprint))):
             self.tokenizer.load_state(state)
-        return self._opened(root, fingerprint) if self.tokenizer.spelling else None
+        return self._opened(self._place(root, fingerprint)) if self.tokenizer.spelling else None
 
-    def _opened(self, root: Path, fingerprint: str) -> Tokenised | None:
+    def _opened(self, place: Path) -> Tokenised | None:
         """The corpus from the cache; None if it is not there."""
-        found = store.opened(self._place(root, fingerprint))
+        found = store.opened(place)
         if found is None:
             return None
         domains = [

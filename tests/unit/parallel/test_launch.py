@@ -17,8 +17,15 @@ from moekit.errors import CheckpointError, MoekitError
 from moekit.parallel import launch
 
 
+@pytest.fixture(autouse=True)
+def closed_stores() -> Iterator[None]:
+    """A process keeps its stores until it ends; this one ends after other tests."""
+    yield
+    launch._store.cache_clear()
+
+
 @pytest.fixture
-def decide(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Future[str], Future[str]]]]:
+def decide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Future[str], Future[str]]]:
     """Runs ``_from_store`` on two ranks, each a thread, that share a store; returns both results."""
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     monkeypatch.setattr(launch, "RANK_ZERO_TIMEOUT", timedelta(seconds=20))
@@ -33,8 +40,7 @@ def decide(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Futu
             zero, other = (threads.submit(rank, i, choose, timedelta(seconds=timeout), times) for i in range(2))
         return zero, other
 
-    yield both
-    launch._store.cache_clear()
+    return both
 
 
 def cluster(rank: int, port: int) -> ClusterEnvironment:
@@ -92,7 +98,6 @@ def test_rank_0_raises_its_own_error_though_no_rank_receives_it(monkeypatch: pyt
         launch._from_store(alone, "MOEKIT_CHOICE", fail, timedelta(seconds=20))
     with pytest.raises(MoekitError, match=r"^rank 1 of this run has crashed, or did not answer within 0:00:00\.1"):
         launch._from_store(alone, "MOEKIT_CHOICE", lambda: "one", timedelta(seconds=20))
-    launch._store.cache_clear()
 
 
 def test_a_port_in_use_names_the_variable_that_changes_it() -> None:
